@@ -1,3 +1,14 @@
-"""jointbert refines 3D hand poses of 14 joints (the NYU protocol)."""
+"""jointbert refines 3D hand poses of 14 joints (the NYU protocol) with a BERT-like Transformer.
+
+>>> import jointbert
+>>> demo = jointbert.load_demo()
+>>> refined = jointbert.refine(demo.predictions)
+"""
+
+from jointbert.backends import Status
+from jointbert.demo import load_demo
+from jointbert.refine import JointbertWarning, Refined, Refiner, refine
+from jointbert.skeleton import JOINT_NAMES
 
 __version__ = "0.1.0"
+__all__ = ["JOINT_NAMES", "JointbertWarning", "Refined", "Refiner", "Status", "__version__", "load_demo", "refine"]

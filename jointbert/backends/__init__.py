@@ -1,1 +1,29 @@
+"""Runtimes of the refiner, one file each, imported when asked for."""
+
 from __future__ import annotations
+
+from jointbert.backends.base import Backend, Batch, Result, Status
+from jointbert.weights import Weights
+
+__all__ = ["BACKENDS", "Backend", "Batch", "Result", "Status", "load_backend"]
+
+BACKENDS = ("native", "torch")
+
+
+def load_backend(name: str, weights: Weights, threads: int) -> Backend:
+    """The backend of a name; ``auto`` is the native one.
+
+    Raises:
+        ValueError: an unknown name. ImportError: the backend's library is not installed.
+    """
+    if not isinstance(name, str) or name not in ("auto", *BACKENDS):
+        raise ValueError(f"backend: got {name!r}; expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+    if name == "torch":
+        try:
+            from jointbert.backends.torch import TorchBackend
+        except ImportError as error:
+            raise ImportError(f"backend 'torch' needs torch, which can't be imported ({error}); pip install torch") from None
+        return TorchBackend(weights, threads)
+    from jointbert.backends.native import NativeBackend
+
+    return NativeBackend(weights, threads)

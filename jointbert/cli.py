@@ -1,0 +1,267 @@
+"""The command line: ``jointbert refine | evaluate | demo | export | info``. Errors are one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from jointbert import __version__
+from jointbert.camera import Camera
+from jointbert.evaluation.metrics import NYU_RANGES, NYU_TEST_FRAMES, Accuracy, accuracy, relative_gain
+from jointbert.evaluation.textformat import read_joints, write_joints
+from jointbert.refine import HANDS, Refiner
+from jointbert.skeleton import ORDERS
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Refines 3D hand poses of 14 joints.", rich_markup_mode=None)
+
+FormatOption = Annotated[str, typer.Option("--format", help="What a line holds: uvd (pixels, pixels, mm) or xyz (mm).")]
+CameraOption = Annotated[str | None, typer.Option(help="For uvd: nyu, or fx,fy,cx,cy in pixels.")]
+HandOption = Annotated[str, typer.Option(help=f"Whose hands: {' or '.join(HANDS)}.")]
+OrderOption = Annotated[str, typer.Option(help=f"Joint order of the files: {', '.join(ORDERS)}, or 14 names with commas.")]
+ErrorOption = Annotated[float | None, typer.Option(help="Expected joint error of the method, mm; inferred without it.")]
+WeightsOption = Annotated[str, typer.Option(help="Shipped weights' name, or a .safetensors file.")]
+BackendOption = Annotated[str, typer.Option(help="auto, native or torch.")]
+ThreadsOption = Annotated[int, typer.Option(help="CPU threads.")]
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turns what a user can get wrong into one sentence and exit code 2; warnings into lines."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+            message = None
+        except OSError as error:
+            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        except (ValueError, TypeError, ImportError) as error:
+            message = str(error)
+    for warning in caught:
+        typer.echo(f"Warning: {warning.message}", err=True)
+    if message is not None:
+        typer.echo(f"Error: {message}", err=True)
+        raise typer.Exit(2)
+
+
+@contextmanager
+def _progress(frames: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, where that is a terminal."""
+    with typer.progressbar(length=frames, label="refining", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        yield bar.update
+
+
+def _camera(format: str, camera: str | None) -> Camera | None:
+    if camera is not None and format == "xyz":
+        raise ValueError("--camera: x y z needs no camera; leave it out")
+    return None if camera is None else Camera.parse(camera)
+
+
+def _order(order: str) -> str | list[str]:
+    return order.split(",") if "," in order else order
+
+
+def _refine(joints: np.ndarray, weights: str, backend: str, threads: int, **options: Any) -> np.ndarray:
+    refiner = Refiner(weights, backend, threads)
+    settings = {"confidence": None, "visible": None, "units": "mm", "sequence": False, "return_details": False}
+    with _progress(len(joints)) as progress:
+        refined: np.ndarray = refiner._call(joints, **settings, **options, stacklevel=2, progress=progress)
+    return refined
+
+
+@app.command()
+def refine(
+    input: Annotated[Path, typer.Argument(metavar="IN", help="Prediction file: one line a frame, 42 numbers.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, in the same format.")],
+    format: FormatOption,
+    camera: CameraOption = None,
+    hand: HandOption = "right",
+    order: OrderOption = "nyu14",
+    error_mm: ErrorOption = None,
+    weights: WeightsOption = "nyu14",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = 1,
+) -> None:
+    """Refine a prediction file. A missing joint is written as nan; it comes back filled in."""
+    with _one_sentence():
+        intrinsics = _camera(format, camera)
+        joints = read_joints(input, format, intrinsics)  # type: ignore[arg-type]
+        if not output.resolve().parent.is_dir():
+            raise ValueError(f"{output}: the folder {output.resolve().parent} does not exist")
+        refined = _refine(joints, weights, backend, threads, hand=hand, order=_order(order), error_mm=error_mm)
+        write_joints(output, refined, format, intrinsics)  # type: ignore[arg-type]
+        typer.echo(f"{len(refined)} frames refined: {output}")
+
+
+@app.command()
+def evaluate(
+    prediction: Annotated[Path, typer.Argument(metavar="PREDICTION", help="Prediction file.")],
+    groundtruth: Annotated[Path, typer.Option(help="Ground truth, in the same format.")],
+    format: FormatOption,
+    camera: CameraOption = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Also refine the prediction and compare.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file, too.")] = None,
+    hand: HandOption = "right",
+    order: OrderOption = "nyu14",
+    error_mm: ErrorOption = None,
+    weights: WeightsOption = "nyu14",
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = 1,
+) -> None:
+    """Accuracy of a prediction file against the ground truth, before and after refinement."""
+    with _one_sentence():
+        from jointbert.skeleton import resolve_order
+
+        intrinsics = _camera(format, camera)
+        permutation = resolve_order(_order(order))
+        before = read_joints(prediction, format, intrinsics)  # type: ignore[arg-type]
+        truth = read_joints(groundtruth, format, intrinsics)[:, permutation]  # type: ignore[arg-type]
+        if len(before) != len(truth):
+            raise ValueError(f"{prediction} has {len(before)} frames, {groundtruth} has {len(truth)}; expected the same number")
+        poses = {"before": before[:, permutation]}
+        if refine:
+            options = {"hand": hand, "order": _order(order), "error_mm": error_mm}
+            poses["after"] = _refine(before, weights, backend, threads, **options)[:, permutation]
+        ranges = {"all frames": slice(None)}
+        if len(truth) == NYU_TEST_FRAMES:
+            ranges.update(NYU_RANGES)
+        figures = {
+            where: {name: accuracy(joints[rows], truth[rows]) for name, joints in poses.items()} for where, rows in ranges.items()
+        }
+        _print_accuracy(figures)
+        if len(truth) == NYU_TEST_FRAMES and refine:
+            typer.echo(
+                "\nThese look like NYU's 8,252 test frames. The shipped weights were trained on frames 0-2439 and selected on\n"
+                "2440-4375: only frames 4376-8251 tell what refinement does on data it has not seen."
+            )
+        if json_file is not None:
+            content = {where: {name: figure.as_dict() for name, figure in row.items()} for where, row in figures.items()}
+            json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _print_accuracy(figures: dict[str, dict[str, Accuracy]]) -> None:
+    overall = figures["all frames"]
+    columns = list(overall)
+    both = len(columns) == 2
+
+    def row(label: str, values: list[float], unit: str = "", gain: bool = True) -> None:
+        cells = "".join(f"{value:10.2f}{unit}" for value in values)
+        change = f"{100 * relative_gain(*values):+9.2f} %" if both and gain else ""
+        typer.echo(f"{label:36s}{cells}{change}")
+
+    typer.echo(f"{'mean joint error, mm':36s}" + "".join(f"{c:>10s}" for c in columns) + ("       gain" if both else ""))
+    for where, accuracies in figures.items():
+        row(f"{where} ({accuracies[columns[0]].frames})", [accuracies[c].mean_mm for c in columns])
+    for joint in overall[columns[0]].by_joint_mm:
+        row(f"  {joint}", [overall[c].by_joint_mm[joint] for c in columns])
+    typer.echo("\nframes within D, by the mean and by the largest joint error")
+    for d in overall[columns[0]].mean_within:
+        row(f"  mean error <= {d:g} mm", [100 * overall[c].mean_within[d] for c in columns], " %", gain=False)
+    for d in overall[columns[0]].max_within:
+        row(f"  max error  <= {d:g} mm", [100 * overall[c].max_within[d] for c in columns], " %", gain=False)
+    missing = {c: overall[c].joints_missing for c in columns}
+    if any(missing.values()):
+        typer.echo("joints without an error, for they are missing on either side: " + ", ".join(f"{k} {v}" for k, v in missing.items()))
+
+
+@app.command()
+def demo(
+    picture: Annotated[Path | None, typer.Option(help="Write a picture of one frame before and after (needs matplotlib).")] = None,
+    frame: Annotated[int | None, typer.Option(help="Which frame the picture shows; the one of median gain without it.")] = None,
+    backend: BackendOption = "auto",
+) -> None:
+    """Refine the sample that ships: a generated hand with errors such as published methods make, no recording."""
+    with _one_sentence():
+        from jointbert.demo import load_demo
+
+        sample = load_demo()
+        refiner = Refiner(backend=backend)
+        refined = refiner(sample.predictions)
+        confident = refiner(sample.predictions, confidence=sample.confidence)
+        hidden = sample.predictions.copy()
+        hidden[:, 4:6] = np.nan
+        filled = refiner(hidden)
+
+        def errors(joints: np.ndarray) -> np.ndarray:
+            return np.asarray(np.linalg.norm(joints - sample.groundtruth, axis=-1))
+
+        before, after = errors(sample.predictions), errors(refined)
+        typer.echo(f"{len(before)} frames of a generated hand, errors modelled on published methods' (mean joint error, mm)")
+        for label, value in (
+            ("predicted", before.mean()),
+            ("refined", after.mean()),
+            ("refined, confidence given", errors(confident).mean()),
+        ):
+            gain = "" if label == "predicted" else f"{100 * relative_gain(before.mean(), value):+8.1f} %"
+            typer.echo(f"  {label:42s}{value:8.2f}{gain}")
+        typer.echo(f"  {'middle finger hidden, filled in: its joints':42s}{errors(filled)[:, 4:6].mean():8.2f}")
+        if picture is not None:
+            from jointbert.evaluation.figures import before_after
+
+            gains = before.mean(1) - after.mean(1)
+            shown = int(np.argsort(gains)[len(gains) // 2]) if frame is None else frame
+            if not 0 <= shown < len(before):
+                raise ValueError(f"--frame: got {shown}; expected 0 to {len(before) - 1}")
+            before_after(picture, sample.groundtruth[shown], sample.predictions[shown], refined[shown])
+            typer.echo(f"picture of frame {shown}: {picture}")
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The ONNX file to write.")],
+    weights: WeightsOption = "nyu14",
+) -> None:
+    """Write the refiner as ONNX (features in, correction and log sigma out; needs the extra [export])."""
+    with _one_sentence():
+        try:
+            from jointbert.export.onnx import export_refiner
+        except ImportError as error:
+            raise ImportError(f'export needs torch and onnx ({error}); pip install "jointbert[export]"') from None
+        export_refiner(output, weights)
+        typer.echo(f"wrote {output}")
+
+
+@app.command()
+def info(weights: WeightsOption = "nyu14") -> None:
+    """Version, backends, and what the weights are and have seen."""
+    with _one_sentence():
+        from jointbert.backends import BACKENDS, load_backend
+        from jointbert.weights import load_weights
+
+        typer.echo(f"jointbert {__version__}")
+        loaded = load_weights(weights)
+        for name in BACKENDS:
+            try:
+                backend = load_backend(name, loaded, 1)
+                detail = getattr(backend, "isa", "")
+                state = f"available{f', {detail}' if detail else ''}"
+            except ImportError as error:
+                state = f"not available: {error}"
+            typer.echo(f"backend {name}: {state}")
+        parameters = sum(tensor.size for tensor in loaded.tensors.values())
+        typer.echo(f"weights {weights}: {parameters / 1e6:.2f}M parameters")
+        for key, value in sorted(loaded.metadata.items()):
+            typer.echo(f"  {key}: {value}")
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"jointbert {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the command ``jointbert``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Metrics, the text format of published predictions, figures."""

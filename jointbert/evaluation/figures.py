@@ -1,0 +1,74 @@
+"""Pictures of hands. matplotlib is imported when one is drawn (``pip install "jointbert[viz]"``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jointbert.skeleton import PALM_SIDES
+
+_CHAINS = ((0, 1, 13), (2, 3, 13), (4, 5, 13), (6, 7, 13), (8, 9, 10, 13))
+_FINGER_COLOURS = ("#4c78a8", "#59a14f", "#edc948", "#f28e2b", "#e15759")
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError('pictures need matplotlib; pip install "jointbert[viz]"') from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def draw_hand(axes: Any, joints: np.ndarray, dims: tuple[int, int] = (0, 1), colour: str | None = None, width: float = 7) -> None:
+    """Draws ``(14, 3)`` joints as rounded bones over the palm's triangle, far ones first.
+
+    Args:
+        axes: matplotlib axes. dims: which two coordinates to show. colour: one for all; ``None``: one a finger.
+    """
+    depth_axis = ({0, 1, 2} - set(dims)).pop()
+    triangle = joints[[PALM_SIDES[0][0], PALM_SIDES[0][1], 13]][:, dims]
+    axes.fill(*triangle.T, color=colour or "#b9a394", alpha=0.35, lw=0)
+    for chain, finger in zip(_CHAINS, _FINGER_COLOURS, strict=True):
+        order = float(joints[list(chain), depth_axis].mean())
+        x, y = joints[list(chain)][:, dims].T
+        axes.plot(x, y, color=colour or finger, lw=width, solid_capstyle="round", solid_joinstyle="round", alpha=0.9, zorder=3 - order / 1e4)
+        axes.plot(x[:-1], y[:-1], "o", color="white", ms=width * 0.45, zorder=4)
+
+
+def before_after(path: str | Path, groundtruth: np.ndarray, prediction: np.ndarray, refined: np.ndarray) -> None:
+    """Writes a picture of one pose ``(14, 3)`` in millimetres: true and predicted, true and refined, from front and side.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    plt = _pyplot()
+    figure, grid = plt.subplots(2, 2, figsize=(8, 8.6), constrained_layout=True)
+    centre = groundtruth.mean(0)
+    for column, (name, joints) in enumerate((("predicted", prediction), ("refined", refined))):
+        error = float(np.linalg.norm(joints - groundtruth, axis=-1).mean())
+        for row, (dims, view) in enumerate((((0, 1), "front"), ((2, 1), "side"))):
+            axes = grid[row][column]
+            draw_hand(axes, groundtruth - centre, dims, colour="#c9c9c9", width=11)
+            draw_hand(axes, joints - centre, dims, width=5)
+            for true, got in zip(groundtruth - centre, joints - centre, strict=True):
+                axes.plot(*np.stack([true, got])[:, dims].T, color="#222222", lw=1.2, zorder=5)
+            axes.set_aspect("equal")
+            axes.invert_yaxis()
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_xlabel(view)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+        grid[0][column].set_title(f"{name}: {error:.1f} mm mean error", fontsize=13)
+    figure.suptitle("grey: the true hand; black: what is wrong", fontsize=10, color="#555555")
+    limits = np.array([(axes.get_xlim(), sorted(axes.get_ylim())) for axes in grid.flat])
+    for axes in grid.flat:  # one scale everywhere
+        axes.set_xlim(limits[:, 0, 0].min(), limits[:, 0, 1].max())
+        axes.set_ylim(limits[:, 1, 1].max(), limits[:, 1, 0].min())
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,89 @@
+"""Accuracy of 3D hand poses: mean joint error and the share of frames within a distance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jointbert.skeleton import JOINT_NAMES, NUM_JOINTS
+
+THRESHOLDS_MM = (5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0)
+
+NYU_TEST_FRAMES = 8252
+NYU_RANGES: dict[str, slice] = {
+    "0-2439 (subject 1, trained on)": slice(0, 2440),
+    "2440-4375 (subject 2, selected on)": slice(2440, 4376),
+    "4376-8251 (subject 2, never seen)": slice(4376, NYU_TEST_FRAMES),
+}
+"""The NYU test frames, by what the shipped weights know of them."""
+
+
+def joint_errors(prediction: np.ndarray, groundtruth: np.ndarray) -> np.ndarray:
+    """Euclidean distances ``(frames, 14)`` of two ``(frames, 14, 3)`` arrays, in their unit.
+
+    Raises:
+        ValueError: shapes that differ or are no poses.
+    """
+    prediction, groundtruth = np.asarray(prediction, np.float64), np.asarray(groundtruth, np.float64)
+    if prediction.shape != groundtruth.shape or prediction.shape[-2:] != (NUM_JOINTS, 3):
+        raise ValueError(f"got the shapes {prediction.shape} and {groundtruth.shape}; expected the same (frames, {NUM_JOINTS}, 3)")
+    return np.linalg.norm(prediction - groundtruth, axis=-1)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Figures of one prediction, over the joints whose error is known (both sides finite)."""
+
+    frames: int
+    mean_mm: float
+    by_joint_mm: dict[str, float]
+    mean_within: dict[float, float]
+    """Share of frames whose mean joint error is at most D mm."""
+    max_within: dict[float, float]
+    """Share of frames whose largest joint error is at most D mm (Taylor et al., CVPR 2012)."""
+    joints_missing: int
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON; a figure of nothing is null."""
+
+        def number(value: float) -> float | None:
+            return value if np.isfinite(value) else None
+
+        return {
+            "frames": self.frames,
+            "mean_mm": number(self.mean_mm),
+            "by_joint_mm": {k: number(v) for k, v in self.by_joint_mm.items()},
+            "mean_within": {f"{k:g}": number(v) for k, v in self.mean_within.items()},
+            "max_within": {f"{k:g}": number(v) for k, v in self.max_within.items()},
+            "joints_missing": self.joints_missing,
+        }
+
+
+def accuracy(prediction: np.ndarray, groundtruth: np.ndarray, thresholds: tuple[float, ...] = THRESHOLDS_MM) -> Accuracy:
+    """Accuracy of ``(frames, 14, 3)`` predictions against the ground truth, both in millimetres, canonical order.
+
+    A joint that either side lacks is left out of the means and counted; a frame in which any is missing is within no distance.
+    """
+    errors = joint_errors(prediction, groundtruth)
+    known = np.isfinite(errors)
+    total, count = np.where(known, errors, 0).sum(0), known.sum(0)
+    with np.errstate(invalid="ignore"):
+        by_joint = np.where(count > 0, total / count, np.nan)
+        mean = total.sum() / count.sum() if count.any() else np.nan
+    worst = np.where(known, errors, np.inf).max(1)
+    average = np.where(known, errors, np.inf).mean(1)
+    frames = len(errors)
+    return Accuracy(
+        frames=frames,
+        mean_mm=float(mean),
+        by_joint_mm={name: float(v) for name, v in zip(JOINT_NAMES, by_joint, strict=True)},
+        mean_within={d: float((average <= d).mean()) if frames else np.nan for d in thresholds},
+        max_within={d: float((worst <= d).mean()) if frames else np.nan for d in thresholds},
+        joints_missing=int((~known).sum()),
+    )
+
+
+def relative_gain(before_mm: float, after_mm: float) -> float:
+    """How much smaller the error became, as a fraction; negative is harm."""
+    return (before_mm - after_mm) / before_mm

@@ -1,0 +1,1 @@
+"""Export of the refiner to other runtimes. Needs torch (``pip install "jointbert[export]"``)."""

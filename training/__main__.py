@@ -1,0 +1,61 @@
+"""``python -m training``: pre-training and export, from a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def pretrain_refiner(
+    config: Annotated[Path, typer.Option(help="Experiment, see training/configs/refiner.", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and logs.")],
+    nyu: Annotated[Path | None, typer.Option(help="Folder of published NYU predictions; the config's without it.")] = None,
+    leap: Annotated[Path | None, typer.Option(help="Leap recordings (npz); the config's without it.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from out/last.ckpt if it is there.")] = True,
+    epochs: Annotated[int | None, typer.Option(help="Train for so many epochs instead of the config's.", min=1)] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+) -> None:
+    """Pre-trains the joint refinement module by an experiment's yaml file."""
+    from dataclasses import replace
+
+    from training.config import read_experiment
+    from training.refiner import pretrain
+
+    try:
+        experiment = read_experiment(config)
+        data = experiment.data
+        data = replace(data, nyu=str(nyu or data.nyu), leap=str(leap or data.leap))
+        experiment = replace(experiment, data=data)
+        if epochs:
+            experiment = replace(experiment, trainer=replace(experiment.trainer, epochs=epochs))
+        best = pretrain(experiment, out, resume, threads)
+    except (ValueError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"best checkpoint: {best}")
+
+
+@app.command()
+def export_refiner(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of pretrain-refiner.", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    shrink: Annotated[float, typer.Option(help="Factor of every correction, folded into the last layer.", min=0, max=1)] = 1.0,
+) -> None:
+    """Writes a checkpoint's refiner (the averaged weights, where it has them) as safetensors."""
+    from training.refiner import export
+
+    try:
+        export(checkpoint, out, shrink)
+    except (ValueError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    app()

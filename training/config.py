@@ -1,0 +1,109 @@
+"""Experiments as yaml files: read into dataclasses, every unknown key an error."""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from jointbert.models.refiner import RefinerConfig
+from training.data.stream import DataConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser, schedule and loss."""
+
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup_steps: int = 1000
+    decay: Literal["cosine", "constant"] = "cosine"
+    final_lr: float = 0.02
+    """The cosine ends at this fraction of ``lr``."""
+    clip: float = 1.0
+    ema: float = 0.999
+    """Decay of the averaged weights, which are those that are validated and exported; 0: no average."""
+    loss: Literal["likelihood", "l2"] = "likelihood"
+    """``l2``: the thesis's. ``likelihood``: Euclidean errors relative to the corruption's size, and an honest sigma."""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Length and arithmetic of a run; an epoch is ``steps_per_epoch`` batches, then validation and a checkpoint."""
+
+    epochs: int = 60
+    steps_per_epoch: int = 500
+    batch_size: int = 256
+    precision: str = "bf16-mixed"
+    compile: bool = True
+    validation_stride: int = 6
+    """Validate on every so-manieth frame."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One pre-training run of the joint refinement module."""
+
+    name: str
+    seed: int = 0
+    model: RefinerConfig = field(default_factory=RefinerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def read_experiment(path: str | Path) -> Experiment:
+    """Reads an experiment.
+
+    Raises:
+        ValueError: no valid yaml, an unknown key or a value of the wrong kind, named by its place in the file.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: no valid yaml ({error})") from None
+    return _build(Experiment, content, str(path))
+
+
+def _build(kind: type[T], content: object, where: str) -> T:
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: expected a mapping")
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if unknown := set(content) - known:
+        raise ValueError(f"{where}: unknown {', '.join(map(repr, sorted(unknown)))}; expected some of {', '.join(sorted(known))}")
+    try:
+        return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in content.items()})
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    try:
+        if origin is Literal:
+            if value not in arguments:
+                raise ValueError(f"got {value!r}; expected one of {arguments}")
+            return value
+        if origin is tuple:
+            return tuple(_value(arguments[0], item, where) for item in value)
+        if origin is dict:
+            return {str(k): _value(arguments[1], v, where) for k, v in value.items()}
+        if hint is float:
+            return float(value)  # yaml reads 1e-4 as a string
+        if isinstance(hint, types.UnionType) or not isinstance(value, hint):
+            raise ValueError(f"got {value!r}; expected {hint.__name__}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    return value
