@@ -17,8 +17,8 @@ Restore = Callable[[np.ndarray], Any]
 def to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
     """A NumPy view or copy of ``value``, and what turns a NumPy result into the library of ``value``.
 
-    The result of ``restore`` has the dtype of the array that it is given, except where the library lacks it. bfloat16 arrays are
-    given as float32; ``restore`` turns float32 results of theirs into bfloat16 again.
+    The result of ``restore`` has the dtype of the array that it is given. bfloat16 arrays are given as float32; their
+    ``restore`` turns float32 results into bfloat16 again.
 
     Raises:
         TypeError: not an array, an array that is no plain one (sparse, masked, with a gradient). ValueError: on a GPU, ragged.
@@ -49,7 +49,9 @@ def to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise TypeError(f"{name}: the {type(value).__name__} can't be read through DLPack ({error})") from None
     else:
-        raise TypeError(f"{name}: got {type(value).__name__}; expected an array (NumPy, torch, DLPack, __array__) or a nested list")
+        raise TypeError(
+            f"{name}: got {type(value).__name__}; expected an array (NumPy, torch, DLPack, __array__) or a nested list"
+        )
     array, down = _from_bfloat16(array)
     if hasattr(value, "__array_namespace__"):
         library = value.__array_namespace__()

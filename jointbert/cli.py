@@ -70,7 +70,7 @@ def _order(order: str) -> str | list[str]:
 
 def _refine(joints: np.ndarray, weights: str, backend: str, threads: int, **options: Any) -> np.ndarray:
     refiner = Refiner(weights, backend, threads)
-    settings = {"confidence": None, "visible": None, "units": "mm", "sequence": False, "return_details": False}
+    settings: dict[str, Any] = {"confidence": None, "visible": None, "units": "mm", "sequence": False, "return_details": False}
     with _progress(len(joints)) as progress:
         refined: np.ndarray = refiner._call(joints, **settings, **options, stacklevel=2, progress=progress)
     return refined
@@ -133,7 +133,8 @@ def evaluate(
         if len(truth) == NYU_TEST_FRAMES:
             ranges.update(NYU_RANGES)
         figures = {
-            where: {name: accuracy(joints[rows], truth[rows]) for name, joints in poses.items()} for where, rows in ranges.items()
+            where: {name: accuracy(joints[rows], truth[rows]) for name, joints in poses.items()}
+            for where, rows in ranges.items()
         }
         _print_accuracy(figures)
         if len(truth) == NYU_TEST_FRAMES and refine:
@@ -168,12 +169,16 @@ def _print_accuracy(figures: dict[str, dict[str, Accuracy]]) -> None:
         row(f"  max error  <= {d:g} mm", [100 * overall[c].max_within[d] for c in columns], " %", gain=False)
     missing = {c: overall[c].joints_missing for c in columns}
     if any(missing.values()):
-        typer.echo("joints without an error, for they are missing on either side: " + ", ".join(f"{k} {v}" for k, v in missing.items()))
+        typer.echo(
+            "joints without an error, for they are missing on either side: " + ", ".join(f"{k} {v}" for k, v in missing.items())
+        )
 
 
 @app.command()
 def demo(
-    picture: Annotated[Path | None, typer.Option(help="Write a picture of one frame before and after (needs matplotlib).")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Write a picture of one frame before and after (needs matplotlib).")
+    ] = None,
     frame: Annotated[int | None, typer.Option(help="Which frame the picture shows; the one of median gain without it.")] = None,
     backend: BackendOption = "auto",
 ) -> None:

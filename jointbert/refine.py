@@ -125,7 +125,6 @@ class Refiner:
         sigma = result.sigma.reshape(per_joint).astype(out.dtype, copy=False)
         return Refined(restore(out), restore(sigma), restore(result.status.reshape(leading)))
 
-
     def _run_in_steps(self, batch: Batch, progress: Callable[[int], None], step: int = 1024) -> Result:
         """The same result as one run, with a word after every so many frames."""
 
@@ -167,9 +166,9 @@ def refine(
     """Refines 3D hand poses of 14 joints.
 
     Args:
-        joints: ``(14, 3)`` or ``(..., 14, 3)``; NumPy, torch, anything with DLPack or ``__array__``, or nested lists; the camera
-            frame of OpenCV (x right, y down, z away). A joint with a non-finite coordinate is missing and comes back filled
-            in. A frame needs at least 4 joints.
+        joints: ``(14, 3)`` or ``(..., 14, 3)``; NumPy, torch, anything with DLPack or ``__array__``, or nested lists; in the
+            camera frame of OpenCV (x right, y down, z away). A joint with a non-finite coordinate is missing and comes back
+            filled in. A frame needs at least 4 joints.
         confidence: ``(..., 14)`` in [0, 1], the heatmap's peak; NaN for a joint, or ``None``: unknown.
         visible: ``(..., 14)`` bool; False marks a joint as missing.
         error_mm: the expected joint error of the method in millimetres, a number or ``(..., 14)``; NaN or ``None``: inferred.

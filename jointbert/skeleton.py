@@ -71,13 +71,17 @@ def resolve_order(order: str | Sequence[str]) -> np.ndarray:
     """
     if isinstance(order, str):
         if order not in ORDERS:
-            raise ValueError(f"order: {order!r} is no named order; expected one of {', '.join(map(repr, ORDERS))} or 14 joint names")
+            raise ValueError(
+                f"order: {order!r} is no named order; expected one of {', '.join(map(repr, ORDERS))} or 14 joint names"
+            )
         names: Sequence[str] = ORDERS[order]
     else:
         try:
             names = list(order)
         except TypeError:
-            raise TypeError(f"order: got {type(order).__name__}; expected a named order or a sequence of 14 joint names") from None
+            raise TypeError(
+                f"order: got {type(order).__name__}; expected a named order or a sequence of 14 joint names"
+            ) from None
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"order: got an element of type {type(name).__name__}; expected joint names as strings")

@@ -57,5 +57,21 @@ def export_refiner(
     typer.echo(f"wrote {out}")
 
 
+@app.command()
+def make_demo(
+    nyu: Annotated[Path, typer.Option(help="Folder of published NYU predictions.")],
+    out: Annotated[Path, typer.Option(help="The npz file to write.")] = Path("jointbert/demo/sample.npz"),
+) -> None:
+    """Generates the demo's sample: procedural hands with errors of a model fitted to subject 1's."""
+    from training.demo import make_demo
+
+    try:
+        make_demo(nyu, out)
+    except (ValueError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"wrote {out}")
+
+
 if __name__ == "__main__":
     app()

@@ -80,7 +80,9 @@ def _build(kind: type[T], content: object, where: str) -> T:
     hints = typing.get_type_hints(kind)
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     if unknown := set(content) - known:
-        raise ValueError(f"{where}: unknown {', '.join(map(repr, sorted(unknown)))}; expected some of {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{where}: unknown {', '.join(map(repr, sorted(unknown)))}; expected some of {', '.join(sorted(known))}"
+        )
     try:
         return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in content.items()})
     except TypeError as error:

@@ -130,7 +130,13 @@ def pretrain(experiment: Experiment, out: Path, resume: bool, threads: int) -> P
     L.seed_everything(experiment.seed)
     module = RefinerTraining(experiment)
     best = L.pytorch.callbacks.ModelCheckpoint(
-        out, monitor="val/gain", mode="max", save_top_k=3, save_last=True, filename="best-{epoch}", auto_insert_metric_name=False
+        out,
+        monitor="val/gain",
+        mode="max",
+        save_top_k=3,
+        save_last=True,
+        filename="best-{epoch}",
+        auto_insert_metric_name=False,
     )
     trainer = L.Trainer(
         default_root_dir=out,

@@ -24,7 +24,9 @@ def _pyplot() -> Any:
     return plt
 
 
-def draw_hand(axes: Any, joints: np.ndarray, dims: tuple[int, int] = (0, 1), colour: str | None = None, width: float = 7) -> None:
+def draw_hand(
+    axes: Any, joints: np.ndarray, dims: tuple[int, int] = (0, 1), colour: str | None = None, width: float = 7
+) -> None:
     """Draws ``(14, 3)`` joints as rounded bones over the palm's triangle, far ones first.
 
     Args:
@@ -36,7 +38,16 @@ def draw_hand(axes: Any, joints: np.ndarray, dims: tuple[int, int] = (0, 1), col
     for chain, finger in zip(_CHAINS, _FINGER_COLOURS, strict=True):
         order = float(joints[list(chain), depth_axis].mean())
         x, y = joints[list(chain)][:, dims].T
-        axes.plot(x, y, color=colour or finger, lw=width, solid_capstyle="round", solid_joinstyle="round", alpha=0.9, zorder=3 - order / 1e4)
+        axes.plot(
+            x,
+            y,
+            color=colour or finger,
+            lw=width,
+            solid_capstyle="round",
+            solid_joinstyle="round",
+            alpha=0.9,
+            zorder=3 - order / 1e4,
+        )
         axes.plot(x[:-1], y[:-1], "o", color="white", ms=width * 0.45, zorder=4)
 
 

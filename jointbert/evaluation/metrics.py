@@ -27,8 +27,10 @@ def joint_errors(prediction: np.ndarray, groundtruth: np.ndarray) -> np.ndarray:
     """
     prediction, groundtruth = np.asarray(prediction, np.float64), np.asarray(groundtruth, np.float64)
     if prediction.shape != groundtruth.shape or prediction.shape[-2:] != (NUM_JOINTS, 3):
-        raise ValueError(f"got the shapes {prediction.shape} and {groundtruth.shape}; expected the same (frames, {NUM_JOINTS}, 3)")
-    return np.linalg.norm(prediction - groundtruth, axis=-1)
+        raise ValueError(
+            f"got the shapes {prediction.shape} and {groundtruth.shape}; expected the same (frames, {NUM_JOINTS}, 3)"
+        )
+    return np.asarray(np.linalg.norm(prediction - groundtruth, axis=-1))
 
 
 @dataclass(frozen=True)
@@ -85,5 +87,7 @@ def accuracy(prediction: np.ndarray, groundtruth: np.ndarray, thresholds: tuple[
 
 
 def relative_gain(before_mm: float, after_mm: float) -> float:
-    """How much smaller the error became, as a fraction; negative is harm."""
+    """How much smaller the error became, as a fraction; negative is harm, minus infinity where there was no error before."""
+    if before_mm == 0:
+        return 0.0 if after_mm == 0 else -np.inf
     return (before_mm - after_mm) / before_mm

@@ -8,6 +8,7 @@ BERT (Devlin et al., 2018): a learned embedding for each position, here a joint,
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,7 +51,8 @@ class Layer(nn.Module):
         # Plain products: on 14 tokens a fused attention kernel costs more than it saves (measured on CPU, 2 x in training).
         attention = ((q @ k.transpose(-1, -2)) * (d // self.heads) ** -0.5).softmax(-1)
         x = x + self.proj((attention @ v).transpose(1, 2).reshape(b, t, d))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        out: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return out
 
 
 class JointRefiner(nn.Module):
@@ -78,9 +80,9 @@ class JointRefiner(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02 if module is not self.embed else 0.3)
                 nn.init.zeros_(module.bias)
-        for layer in self.layers:  # GPT-2's scaling: the residual stream keeps its size over the depth
-            for linear in (layer.proj, layer.fc2):
-                nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * self.config.layers))
+        for name, weight in self.layers.named_parameters():
+            if name.endswith(("proj.weight", "fc2.weight")):  # GPT-2's scaling: the residual stream keeps its size
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.config.layers))
         nn.init.normal_(self.joint_embedding, std=0.3)
         nn.init.normal_(self.mask, std=0.3)
         nn.init.zeros_(self.head.weight)  # an untrained refiner corrects nothing
@@ -92,7 +94,8 @@ class JointRefiner(nn.Module):
         x = torch.where(observed, self.embed(features), self.mask) + self.joint_embedding
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.norm(x))
+        out: Tensor = self.head(self.norm(x))
+        return out
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
         """Writes the weights as safetensors; the metadata names the layout, the sizes and whatever ``metadata`` adds."""
@@ -101,9 +104,10 @@ class JointRefiner(nn.Module):
         sizes = {key: str(value) for key, value in asdict(self.config).items()}
         tensors = {key: value.detach().float().contiguous() for key, value in self.state_dict().items()}
         save_file(tensors, path, metadata={"layout": LAYOUT, **sizes, **(metadata or {})})
+        Path(path).chmod(0o644)  # safetensors leaves it to the owner alone, and so would a wheel
 
     @classmethod
-    def load(cls, weights: str | Path = "nyu14") -> JointRefiner:
+    def load(cls, weights: str | os.PathLike[str] = "nyu14") -> JointRefiner:
         """The refiner of a safetensors file, or of shipped weights by name, in evaluation mode."""
         from jointbert.weights import load_weights
 

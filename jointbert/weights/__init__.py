@@ -41,7 +41,9 @@ def load_weights(weights: str | os.PathLike[str] = "nyu14") -> Weights:
     if isinstance(weights, str) and path.name == weights and path.suffix != ".safetensors":
         path = _FOLDER / f"{weights}.safetensors"
         if not path.is_file():
-            raise ValueError(f"weights: {weights!r} is not shipped; expected one of {shipped()} or the path of a .safetensors file")
+            raise ValueError(
+                f"weights: {weights!r} is not shipped; expected one of {shipped()} or the path of a .safetensors file"
+            )
     elif not path.is_file():
         raise ValueError(f"weights: there is no file {str(path)!r}")
 

@@ -72,17 +72,25 @@ class PairBank:
         return self.error[method, frame] @ self.rotation[frame].transpose(-1, -2), self.method_mm[method]
 
 
-def resize(true: Tensor, error: Tensor, scale: Tensor, variation: float, g: Generator) -> tuple[Tensor, Tensor]:
-    """Another person's hand: both poses of a pair scaled, each finger and each fingertip bone by a factor of its own.
+def resize(
+    true: Tensor, error: Tensor, scale: Tensor, variation: float, root_shift_mm: float, g: Generator
+) -> tuple[Tensor, Tensor]:
+    """Another person's hand: both poses of a pair scaled, with proportions of their own.
+
+    Each finger, each fingertip bone and the wrist get their own factor, each finger's root its own place. Without that the
+    refiner learns the one training subject's index finger by heart and pulls everybody's there.
 
     Args:
         true, error: ``(B, 14, 3)`` in the palm's frame. scale: ``(B,)``. variation: standard deviation of the factors.
+        root_shift_mm: standard deviation of the roots' places along each axis.
     """
     n = len(true)
-    finger = torch.cat([1 + variation * torch.randn(n, 5, generator=g), torch.ones(n, 1)], 1)[:, FINGER_OF_JOINT]
-    factor = (scale.unsqueeze(1) * finger).unsqueeze(-1)
-    both = torch.stack([true, true + error]) * factor  # [2, B, 14, 3]
+    finger = 1 + variation * torch.randn(n, 6, 1, generator=g)[:, FINGER_OF_JOINT]
+    shift = root_shift_mm * torch.randn(n, 6, 3, generator=g)
+    shift[:, 5] = 0
+    both = torch.stack([true, true + error]) * finger + shift[:, FINGER_OF_JOINT]  # [2, B, 14, 3]
     for tip, mid in ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9)):
         bone = 1 + variation * rand((n, 1), -1.7, 1.7, g)
         both[:, :, tip] = both[:, :, mid] + bone * (both[:, :, tip] - both[:, :, mid])
+    both = both * scale.view(-1, 1, 1)
     return both[0], both[1] - both[0]

@@ -41,7 +41,7 @@ class Corruption:
     offset_mm: float = 4.0
     """Standard deviation of a whole-hand offset, along each axis."""
     confidence_known: float = 0.5
-    confidence_wrong: float = 0.1
+    confidence_wrong: float = 0.04
     """Rate at which a confidence has nothing to do with its joint's error."""
     error_known: float = 0.5
     error_noise: float = 0.25
@@ -103,7 +103,7 @@ def simulate_confidence(error: Tensor, config: Corruption, g: Generator) -> Tens
     n = len(error)
     fall = log_uniform((n, 1), 10, 40, g)
     peak = rand((n, 1), 0.5, 1, g)
-    noisy = (-error / fall + rand((n, 1), 0.05, 0.6, g) * torch.randn(n, 14, generator=g)).exp().clamp(max=1) * peak
+    noisy = (-error / fall + rand((n, 1), 0.05, 0.4, g) * torch.randn(n, 14, generator=g)).exp().clamp(max=1) * peak
     wrong = torch.rand(n, 14, generator=g) < config.confidence_wrong
     confidence = torch.where(wrong, torch.rand(n, 14, generator=g), noisy)
     return confidence.masked_fill(torch.rand(n, 1, generator=g) >= config.confidence_known, torch.nan)

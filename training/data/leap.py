@@ -47,7 +47,9 @@ def read_leap(path: str | Path, stride: int = 2) -> Directions:
     def direction(start: Tensor, end: Tensor) -> Tensor:
         return torch.nn.functional.normalize(torch.einsum("nij,nj->ni", rotation, end - start), dim=-1)
 
-    fingers = torch.stack([torch.stack([direction(f[:, 0], f[:, 1]), direction(f[:, 1], f[:, 3])], 1) for f in (pinky, ring, middle, index)], 1)
+    fingers = torch.stack(
+        [torch.stack([direction(f[:, 0], f[:, 1]), direction(f[:, 1], f[:, 3])], 1) for f in (pinky, ring, middle, index)], 1
+    )
     bones = torch.stack([direction(thumb[:, i], thumb[:, i + 1]) for i in range(3)], 1)
     keep = fingers.isfinite().flatten(1).all(1) & bones.isfinite().flatten(1).all(1)
     return Directions(fingers[keep].float(), bones[keep].float())

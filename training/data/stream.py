@@ -26,7 +26,9 @@ class DataConfig:
 
     nyu: str = "../shared/data/nyu"
     leap: str = "../shared/data/leap/leap_hands.npz"
-    sources: dict[str, float] = field(default_factory=lambda: {"pairs": 0.45, "recombined": 0.25, "procedural": 0.15, "leap": 0.15})
+    sources: dict[str, float] = field(
+        default_factory=lambda: {"pairs": 0.45, "recombined": 0.25, "procedural": 0.15, "leap": 0.15}
+    )
     """Share of each source. ``pairs``: a true pose with a method's error on it; ``recombined``: subject 1's fingers;
     ``procedural``, ``leap``: the procedural hand with sampled or recorded articulation."""
     recombine: float = 0.5
@@ -35,8 +37,10 @@ class DataConfig:
     """The same for the source ``recombined``."""
     scale: tuple[float, float] = (0.68, 1.12)
     """Hand size relative to subject 1 (palm to wrist 81 mm)."""
-    variation: float = 0.05
+    variation: float = 0.07
     """Standard deviation of one person's proportions, a fraction."""
+    root_shift_mm: float = 4.0
+    """Standard deviation of the places of one person's finger roots."""
     any_view: float = 0.5
     """Probability that a pose without a recorded error is turned by any rotation; otherwise it keeps a recorded view."""
     turn: bool = True
@@ -55,7 +59,7 @@ class TrainingBatch(NamedTuple):
 
 
 class PoseStream(Dataset):
-    """Batches by index: ``stream[k]`` depends on the seed and on ``offset + k`` alone, so that a resumed run goes on exactly."""
+    """Batches by index: ``stream[k]`` depends on the seed and on ``offset + k`` alone, so a resumed run goes on exactly."""
 
     def __init__(self, config: DataConfig, batch_size: int, length: int, seed: int, offset: int = 0) -> None:
         unknown = set(config.sources) - set(SOURCES)
@@ -92,7 +96,7 @@ class PoseStream(Dataset):
         pairs, others = self.counts["pairs"], self.batch_size - self.counts["pairs"]
 
         true, error, rotation, expected = self.bank.sample(pairs, config.recombine, g)
-        true, error = resize(true, error, rand((pairs,), *config.scale, g), config.variation, g)
+        true, error = resize(true, error, rand((pairs,), *config.scale, g), config.variation, config.root_shift_mm, g)
         gain = (torch.randn(pairs, generator=g) * rule.error_gain_sigma).exp() * rule.error_gain_median
         error = error * gain.view(-1, 1, 1)
 
@@ -134,11 +138,14 @@ class PoseStream(Dataset):
         views = [self.bank.rotation[torch.randint(len(self.bank.rotation), (procedural + leap,), generator=g)]]
         if recombined:
             pose, error, view, _ = self.bank.sample(recombined, config.recombine_clean, g)
-            parts.append(resize(pose, torch.zeros_like(error), rand((recombined,), *config.scale, g), config.variation, g)[0])
+            size = rand((recombined,), *config.scale, g)
+            parts.append(resize(pose, torch.zeros_like(error), size, config.variation, config.root_shift_mm, g)[0])
             views.insert(0, view)
         if procedural:
-            parts.append(build(sample_directions(procedural, g), g) * rand((procedural, 1, 1), *config.scale, g))
+            parts.append(
+                build(sample_directions(procedural, g), g, config.variation) * rand((procedural, 1, 1), *config.scale, g)
+            )
         if leap and self.leap is not None:
             rows = torch.randint(len(self.leap.fingers), (leap,), generator=g)
-            parts.append(build(self.leap[rows], g) * rand((leap, 1, 1), *config.scale, g))
+            parts.append(build(self.leap[rows], g, config.variation) * rand((leap, 1, 1), *config.scale, g))
         return torch.cat(parts), torch.cat(views)

@@ -1,0 +1,124 @@
+"""How long does one refinement take on a CPU, against the same weights in ONNX Runtime and torch?
+
+    python benchmarks/refine_latency.py --threads 1
+
+All in one run, interleaved round by round so that a slow moment of the machine hits everybody; warmed up; p50 and p99.
+``refine()`` is the whole call from NumPy millimetres to NumPy millimetres; ONNX Runtime and torch get ready-made features and
+run the network alone, so the comparison favours them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def cpu_name() -> str:
+    """The processor's name as the system states it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def pin(threads: int) -> list[int]:
+    """Pins the process to its first ``threads`` cores, where the system can; returns them."""
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    os.sched_setaffinity(0, cores)
+    return cores
+
+
+def interleaved(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, np.ndarray]:
+    """Times each call in turn, again and again, for about ``seconds``; microseconds."""
+    for call in calls.values():
+        end = time.perf_counter() + 0.3
+        while time.perf_counter() < end:
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or min(map(len, times.values())) < 20:
+        for name, call in calls.items():
+            call()  # once to bring its own weights back into the caches
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: 1e6 * np.array(values) for name, values in times.items()}
+
+
+def main(
+    threads: Annotated[int, typer.Option(help="Threads of every runtime.", min=1)] = 1,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; may be given several times.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure each batch size.")] = 10.0,
+    weights: Annotated[str, typer.Option(help="Shipped weights' name or a .safetensors file.")] = "nyu14",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Latency of refine() by the native backend, ONNX Runtime and torch."""
+    cores = pin(threads)
+    import onnxruntime as ort
+    import torch
+
+    import jointbert
+    from jointbert.backends import load_backend
+    from jointbert.export.onnx import export_refiner
+    from jointbert.models.refiner import JointRefiner, encode
+    from jointbert.weights import load_weights
+
+    torch.set_num_threads(threads)
+    refiner = jointbert.Refiner(weights, "native", threads)
+    isa = getattr(load_backend("native", load_weights(weights), 1), "isa", "?")
+    model = JointRefiner.load(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        export_refiner(Path(folder) / "refiner.onnx", weights)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        session = ort.InferenceSession(Path(folder) / "refiner.onnx", options, providers=["CPUExecutionProvider"])
+    poses = jointbert.load_demo().predictions
+    rows = {}
+    where = f"{cpu_name()}, cores {cores or 'not pinned'}, {threads} thread(s)"
+    print(f"{where}; native: {isa}; ONNX Runtime {ort.__version__}, torch {torch.__version__}")
+    print(f"{'batch':>6s} {'runtime':22s}{'p50 us':>11s}{'p99 us':>11s}{'p50 over refine()':>20s}")
+    for size in batch or [1, 16, 256]:
+        given = np.resize(poses, (size, 14, 3))
+        unknown = torch.full((size, 14), torch.nan)
+        features = encode(torch.from_numpy(given), torch.ones(size, 14, dtype=torch.bool), unknown, unknown)[0]
+        array = features.numpy()
+
+        def run_torch(features: torch.Tensor = features) -> object:
+            with torch.inference_mode():
+                return model(features)
+
+        def run_native(given: np.ndarray = given) -> object:
+            return refiner(given)
+
+        def run_ort(array: np.ndarray = array) -> object:
+            return session.run(None, {"features": array})
+
+        times = interleaved({"refine(), native": run_native, "ONNX Runtime": run_ort, "torch": run_torch}, seconds)
+        base = np.median(times["refine(), native"])
+        for name, values in times.items():
+            p50, p99 = np.percentile(values, [50, 99])
+            rows[f"{size}/{name}"] = {"p50_us": p50, "p99_us": p99, "runs": len(values)}
+            print(f"{size:6d} {name:22s}{p50:11.1f}{p99:11.1f}{p50 / base:20.2f}")
+    if json_file is not None:
+        content = {"device": cpu_name(), "cores": cores, "threads": threads, "isa": isa, "rows": rows}
+        json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,149 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jointbert
+from jointbert.camera import NYU
+from jointbert.evaluation.textformat import read_joints, write_joints
+
+
+def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, "-m", "jointbert.cli", *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """A prediction and its ground truth, u v d."""
+    demo = jointbert.load_demo()
+    prediction, truth = tmp_path / "prediction.txt", tmp_path / "truth.txt"
+    write_joints(prediction, demo.predictions[:40], "uvd", NYU)
+    write_joints(truth, demo.groundtruth[:40], "uvd", NYU)
+    return prediction, truth
+
+
+def test_refine_writes_what_refine_gives(files: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "refined.txt"
+    assert "40 frames refined" in run("refine", files[0], out, "--format", "uvd", "--camera", "nyu").stdout
+    given = read_joints(files[0], "uvd", NYU)
+    np.testing.assert_allclose(read_joints(out, "uvd", NYU), jointbert.refine(given), atol=2e-3)
+    run("refine", files[0], out, "--format", "uvd", "--camera", "588.03,587.07,320,240", "--error-mm", 12)
+    np.testing.assert_allclose(read_joints(out, "uvd", NYU), jointbert.refine(given, error_mm=12), atol=2e-3)
+
+
+def test_refine_in_x_y_z_and_another_order(tmp_path: Path) -> None:
+    poses = jointbert.load_demo().predictions[:3] * [-1, 1, 1]
+    poses[0, 4] = np.nan
+    write_joints(tmp_path / "in.txt", poses[:, ::-1], "xyz")
+    run("refine", tmp_path / "in.txt", tmp_path / "out.txt", "--format", "xyz", "--hand", "left", "--order", "palm_first")
+    refined = read_joints(tmp_path / "out.txt", "xyz")[:, ::-1]
+    np.testing.assert_allclose(refined, jointbert.refine(poses, hand="left"), atol=2e-3)
+    assert np.isfinite(refined).all()
+
+
+def test_evaluate(files: tuple[Path, Path], tmp_path: Path) -> None:
+    arguments = ("--format", "uvd", "--camera", "nyu")
+    report = tmp_path / "report.json"
+    shown = run("evaluate", files[0], "--groundtruth", files[1], *arguments, "--refine", "--json", report).stdout
+    demo = jointbert.load_demo()
+    before = np.linalg.norm(demo.predictions[:40] - demo.groundtruth[:40], axis=-1)
+    after = np.linalg.norm(jointbert.refine(demo.predictions[:40]) - demo.groundtruth[:40], axis=-1)
+    figures = json.loads(report.read_text())["all frames"]
+    assert figures["before"]["mean_mm"] == pytest.approx(before.mean(), abs=1e-3)
+    assert figures["after"]["mean_mm"] == pytest.approx(after.mean(), abs=1e-3)
+    assert figures["after"]["by_joint_mm"]["thumb_tip"] == pytest.approx(after[:, 8].mean(), abs=1e-3)
+    assert figures["before"]["max_within"]["20"] == pytest.approx((before.max(1) <= 20).mean())
+    assert f"{before.mean():.2f}" in shown
+    assert f"{after.mean():.2f}" in shown
+    assert "wrist_side_b" in shown
+    assert "have seen" not in shown
+    plain = run("evaluate", files[0], "--groundtruth", files[1], *arguments).stdout
+    assert "after" not in plain
+
+
+def test_evaluate_says_what_the_weights_have_seen(tmp_path: Path) -> None:
+    pose = jointbert.load_demo().groundtruth[:1]
+    path = tmp_path / "nyu.txt"
+    write_joints(path, np.repeat(pose, 8252, 0), "xyz")
+    shown = run("evaluate", path, "--groundtruth", path, "--format", "xyz", "--refine", "--threads", 2).stdout
+    assert "only frames 4376-8251 tell" in shown
+    assert "4376-8251 (subject 2, never seen) (3876)" in shown
+
+
+def test_demo(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "hand.png"
+    shown = run("demo", "--picture", picture).stdout
+    assert "generated hand" in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "expected 0 to 255" in run("demo", "--picture", picture, "--frame", 256, code=2).stderr
+
+
+def test_info() -> None:
+    shown = run("info").stdout
+    for part in (jointbert.__version__, "backend native: available", "1.59M parameters", "layout: ", "license: Apache-2.0"):
+        assert part in shown
+    assert run("--version").stdout == f"jointbert {jointbert.__version__}\n"
+
+
+def test_export(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    run("export", tmp_path / "refiner.onnx")
+    assert (tmp_path / "refiner.onnx").stat().st_size > 6e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("refine", "none.txt", "out.txt", "--format", "xyz"), "none.txt: No such file"),
+        (("refine", "in.txt", "out.txt", "--format", "uvd"), "needs a camera"),
+        (("refine", "in.txt", "out.txt", "--format", "xyz", "--camera", "nyu"), "--camera: x y z needs no camera"),
+        (("refine", "in.txt", "out.txt", "--format", "uvd", "--camera", "1,2"), "camera: got '1,2'"),
+        (("refine", "in.txt", "out.txt", "--format", "obj"), "format: got 'obj'"),
+        (("refine", "in.txt", "no/out.txt", "--format", "xyz"), "does not exist"),
+        (("refine", "in.txt", "out.txt", "--format", "xyz", "--hand", "both"), "hand: got 'both'"),
+        (("refine", "in.txt", "out.txt", "--format", "xyz", "--order", "x,y"), "order: 'x' is no joint name"),
+        (("refine", "in.txt", "out.txt", "--format", "xyz", "--weights", "big"), "weights: 'big' is not shipped"),
+        (("refine", "in.txt", "out.txt", "--format", "xyz", "--backend", "gpu"), "backend: got 'gpu'"),
+        (("refine", "in.txt", "out.txt", "--format", "xyz", "--threads", "0"), "threads: got 0"),
+        (("refine", "in.txt", "out.txt", "--format", "xyz", "--error-mm", "-1"), "error_mm: got -1"),
+        (("refine", "short.txt", "out.txt", "--format", "xyz"), "line 1 has 3 numbers; expected 42"),
+        (("refine", ".", "out.txt", "--format", "xyz"), "Is a directory"),
+        (("evaluate", "in.txt", "--groundtruth", "two.txt", "--format", "xyz"), "expected the same number"),
+        (("evaluate", "in.txt", "--groundtruth", "in.txt", "--format", "xyz", "--json", "no/x.json"), "No such file"),
+        (("info", "--weights", "x.safetensors"), "there is no file"),
+    ],
+)
+def test_errors_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    pose = jointbert.load_demo().groundtruth[:2].astype(np.float64)
+    write_joints(tmp_path / "in.txt", pose[:1], "xyz")
+    write_joints(tmp_path / "two.txt", pose, "xyz")
+    (tmp_path / "short.txt").write_text("1 2 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(jointbert.__file__).parents[1]))
+    error = run(*arguments, code=2).stderr
+    assert error.startswith("Error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_warnings_are_lines(tmp_path: Path) -> None:
+    poses = jointbert.load_demo().predictions[:3].astype(np.float64)
+    poses[1, 2:] = np.nan
+    write_joints(tmp_path / "in.txt", poses, "xyz")
+    error = run("refine", tmp_path / "in.txt", tmp_path / "out.txt", "--format", "xyz").stderr
+    assert error.startswith("Warning: joints: 1 of 3 frames came back as they were")

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from jointbert.models import JointRefiner, RefinerConfig  # noqa: E402
+from training import losses  # noqa: E402
+from training.config import Experiment, OptimConfig, TrainerConfig, read_experiment  # noqa: E402
+from training.data.stream import DataConfig, PoseStream  # noqa: E402
+from training.refiner import RefinerTraining, export, learning_rate, load_checkpoint, pretrain  # noqa: E402
+from training.validation import fill_error, gaussian_fill_error, hidden_patterns, refine_poses  # noqa: E402
+
+CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs" / "refiner"
+
+
+def test_thesis_config_is_table_4_2() -> None:
+    experiment = read_experiment(CONFIGS / "thesis.yaml")
+    assert experiment.optim.optimizer == "adam"
+    assert experiment.trainer.epochs == 500
+    assert experiment.trainer.batch_size == 128
+    assert experiment.trainer.steps_per_epoch * 128 == pytest.approx(2440, rel=0.01)  # an epoch is one pass
+    assert experiment.optim.lr == 1e-4
+    assert experiment.optim.decay == "cosine"
+    assert experiment.optim.warmup_steps == 1000
+    assert experiment.model.layers == 12
+    assert experiment.model.heads == 8
+    assert experiment.optim.loss == "l2"
+    corruption = experiment.data.corruption
+    assert (corruption.gaussian, corruption.transplant, corruption.mask_some) == (1.0, 0.0, 0.0)
+
+
+def test_every_config_reads() -> None:
+    names = {read_experiment(path).name for path in CONFIGS.glob("*.yaml")}
+    assert {"nyu14", "thesis"} <= names
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "expected a mapping"),
+        ("name: x\nepochs: 3", "unknown 'epochs'"),
+        ("name: x\noptim: {lr: fast}", "optim: lr: could not convert"),
+        ("name: x\noptim: {optimizer: sgd}", "optimizer: got 'sgd'; expected one of"),
+        ("name: x\ntrainer: {epochs: 1.5}", "epochs: got 1.5; expected int"),
+        ("seed: 1", "missing 1 required positional argument: 'name'"),
+        ("a: [", "no valid yaml"),
+    ],
+)
+def test_bad_configs_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_experiment(path)
+
+
+def test_learning_rate_by_hand() -> None:
+    optim = OptimConfig(warmup_steps=10, final_lr=0.0)
+    assert learning_rate(0, optim, 110) == pytest.approx(0.1)
+    assert learning_rate(9, optim, 110) == 1
+    assert learning_rate(60, optim, 110) == pytest.approx(0.5)
+    assert learning_rate(110, optim, 110) == pytest.approx(0, abs=1e-12)
+    assert learning_rate(60, replace(optim, decay="constant"), 110) == 1
+
+
+def test_the_likelihood_s_best_sigma_is_the_expected_error() -> None:
+    error = torch.tensor([0.02, 0.06, 0.1])
+    output = torch.zeros(3, 14, 4)
+    target = torch.zeros(3, 14, 3)
+    target[..., 0] = error.unsqueeze(1)
+    observed = torch.ones(3, 14, dtype=torch.bool)
+    best = min(np.arange(0.01, 0.2, 0.001), key=lambda s: losses.likelihood(_with_sigma(output, s), target, observed).item())
+    assert best == pytest.approx(0.06, abs=1.1e-3)
+
+
+def _with_sigma(output: torch.Tensor, sigma: float) -> torch.Tensor:
+    output = output.clone()
+    output[..., 3] = math.log(sigma)
+    return output
+
+
+def test_l2_by_hand() -> None:
+    output, target = torch.zeros(2, 14, 4), torch.zeros(2, 14, 3)
+    target[0, 0] = torch.tensor([3.0, 4, 0])
+    assert losses.l2(output, target).item() == pytest.approx(25 / 28)
+
+
+def test_sigma_does_not_move_the_joints() -> None:
+    output = torch.randn(4, 14, 4, requires_grad=True)
+    target, observed = torch.randn(4, 14, 3), torch.ones(4, 14, dtype=torch.bool)
+    (with_sigma,) = torch.autograd.grad(losses.likelihood(output, target, observed), output)
+    moved = output.detach().clone()
+    moved[..., 3] += 1
+    moved.requires_grad_()
+    (other,) = torch.autograd.grad(losses.likelihood(moved, target, observed), moved)
+    torch.testing.assert_close(with_sigma[..., :3], other[..., :3])
+    assert (with_sigma[..., 3] - other[..., 3]).abs().max() > 0
+
+
+def test_gaussian_conditional_against_its_closed_form() -> None:
+    """Two joints with correlation r, the rest still: the hidden one's conditional mean is r times the other's deviation."""
+    rng = np.random.default_rng(0)
+    r, n = 0.8, 50_000
+    first = rng.normal(size=(n, 3)) * 10
+    poses = np.zeros((n, 14, 3)) + np.arange(14)[:, None] * 10
+    poses[:, 13] = 0
+    poses[:, 0] += first
+    poses[:, 1] += r * first + (1 - r * r) ** 0.5 * 10 * rng.normal(size=(n, 3))
+    observed = torch.ones(2000, 14, dtype=torch.bool)
+    observed[:, 1] = False
+    residual = poses[:2000, 1] - 10 - r * (poses[:2000, 0] - 0)
+    expected = np.linalg.norm(residual, axis=-1).mean()
+    assert gaussian_fill_error(poses, poses[:2000], observed) == pytest.approx(expected, rel=0.01)
+    moved = poses[:2000] + [300, -200, 800]  # the place of the hand is not known
+    assert gaussian_fill_error(poses, moved, observed) == pytest.approx(expected, rel=0.01)
+
+
+def test_an_untrained_refiner_fills_in_the_mean() -> None:
+    truth = np.random.default_rng(1).normal(0, 50, (10, 14, 3))
+    observed = hidden_patterns(10, 4)
+    assert (observed.sum(1) == 10).all()
+    model = JointRefiner(RefinerConfig(layers=1)).eval()
+    errors = [
+        np.linalg.norm(pose[~seen] - pose[seen].mean(0), axis=-1) for pose, seen in zip(truth, observed.numpy(), strict=True)
+    ]
+    assert fill_error(model, truth, observed) == pytest.approx(np.concatenate(errors).mean(), rel=1e-4)
+    np.testing.assert_allclose(refine_poses(model, truth), truth, atol=1e-3)
+
+
+@pytest.fixture
+def experiment(small_folder: Path, small_leap: Path) -> Experiment:
+    return Experiment(
+        "tiny",
+        model=RefinerConfig(layers=1),
+        data=DataConfig(nyu=str(small_folder), leap=str(small_leap)),
+        optim=OptimConfig(lr=2e-3, warmup_steps=5, ema=0.9),
+        trainer=TrainerConfig(
+            epochs=2, steps_per_epoch=6, batch_size=16, precision="32-true", compile=False, validation_stride=200
+        ),
+    )
+
+
+def quiet_pretrain(*arguments: object) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice on workers and its own deprecations
+        return pretrain(*arguments)  # type: ignore[arg-type]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet_pretrain(experiment, tmp_path / "whole", True, 1)
+
+    def die_in_the_second_epoch(module: RefinerTraining) -> None:
+        if module.current_epoch == 1:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RefinerTraining, "on_train_epoch_start", die_in_the_second_epoch)
+        with pytest.raises(RuntimeError, match="killed"):
+            quiet_pretrain(experiment, tmp_path / "halves", True, 1)
+    quiet_pretrain(experiment, tmp_path / "halves", True, 1)
+    whole, run = load_checkpoint(tmp_path / "whole" / "last.ckpt")
+    halves, _ = load_checkpoint(tmp_path / "halves" / "last.ckpt")
+    assert run["steps"] == 12
+    for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert (tmp_path / "whole" / "csv" / "metrics.csv").read_text().count("\n") >= 2
+
+
+def test_export_writes_the_averaged_weights(experiment: Experiment, tmp_path: Path) -> None:
+    best = quiet_pretrain(experiment, tmp_path, False, 1)
+    model, _ = load_checkpoint(best)
+    export(best, tmp_path / "out.safetensors", 0.5)
+    exported = JointRefiner.load(tmp_path / "out.safetensors")
+    features = torch.randn(4, 14, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(exported(features)[..., :3], model(features)[..., :3] / 2)
+        torch.testing.assert_close(exported(features)[..., 3], model(features)[..., 3])
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="not a checkpoint of pretrain-refiner"):
+        export(tmp_path / "other.ckpt", tmp_path / "out.safetensors", 1.0)
+
+
+def test_one_batch_can_be_learned_by_heart(experiment: Experiment) -> None:
+    batch = PoseStream(experiment.data, 16, 1, seed=0)[0]
+    torch.manual_seed(0)
+    model = JointRefiner(RefinerConfig(layers=1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(250):
+        optimizer.zero_grad()
+        losses.likelihood(model(batch.features), batch.target, batch.observed).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+    error = (model(batch.features)[..., :3] - batch.target).norm(dim=-1)
+    before = batch.target.norm(dim=-1)
+    assert error[batch.observed].mean() < 0.3 * before[batch.observed].mean()
+    assert error[~batch.observed].mean() < 0.3 * before[~batch.observed].mean()
+
+
+def test_commands(tmp_path: Path) -> None:
+    for arguments, message in (
+        (
+            ["pretrain-refiner", "--config", str(CONFIGS / "nyu14.yaml"), "--out", str(tmp_path), "--nyu", "none"],
+            "no groundtruth.txt",
+        ),
+        (["make-demo", "--nyu", "none", "--out", str(tmp_path / "x.npz")], "no groundtruth.txt"),
+    ):
+        command = [sys.executable, "-m", "training", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=CONFIGS.parents[2])
+        assert result.returncode == 2
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
