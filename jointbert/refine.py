@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -102,7 +103,7 @@ class Refiner:
         poses = _check_joints(given)
         leading = poses.shape[:-2]
         per_joint = (*leading, NUM_JOINTS)
-        frames = int(np.prod(leading, dtype=np.int64))
+        frames = math.prod(leading)
         batch = Batch(
             joints=poses.reshape(frames, NUM_JOINTS, 3),
             permutation=permutation,
@@ -253,7 +254,7 @@ def _check_hand(hand: Any, leading: tuple[int, ...]) -> np.ndarray | None:
     if isinstance(hand, str):
         if hand not in HANDS:
             raise ValueError(f"hand: got {hand!r}; expected 'right', 'left' or one of these for each frame")
-        return np.ones(int(np.prod(leading, dtype=np.int64)), dtype=bool) if hand == "left" else None
+        return np.ones(math.prod(leading), dtype=bool) if hand == "left" else None
     if not isinstance(hand, (list, tuple, np.ndarray)):
         raise TypeError(f"hand: got {type(hand).__name__}; expected 'right', 'left' or one of these for each frame")
     try:
@@ -311,7 +312,7 @@ def _check_error(error_mm: Any, shape: tuple[int, ...]) -> np.ndarray:
 def _report(result: Result, units: str, stacklevel: int) -> None:
     """Turns what the backend noticed into an error (nothing is usable) or one warning."""
     frames = len(result.status)
-    if not frames:
+    if not frames or _looks_right(result):
         return
     few = int((result.status == Status.TOO_FEW_JOINTS).sum())
     if few == frames:
@@ -334,6 +335,15 @@ def _report(result: Result, units: str, stacklevel: int) -> None:
         hints.append("most hands are mirrored: pass hand='left' for left hands, or negate y if it points up")
     if hints:
         warnings.warn("joints: " + "; ".join(hints), JointbertWarning, stacklevel=stacklevel)
+
+
+def _looks_right(result: Result) -> bool:
+    """Nothing to say of any frame: the usual case, found out in a few microseconds."""
+    if result.status.any():
+        return False
+    smallest, largest = result.size_mm.min(), result.size_mm.max()
+    plausible = smallest >= _PLAUSIBLE_MM[0] and largest <= _PLAUSIBLE_MM[1]
+    return bool(plausible and not (result.chirality > _MIRRORED_MM).any())
 
 
 def _size_hint(size_mm: float, units: str) -> str:
