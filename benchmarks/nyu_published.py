@@ -43,8 +43,7 @@ def measure(data: Path, weights: str, backend: str, threads: int) -> dict[str, d
     refiner = jointbert.Refiner(weights, backend, threads)
     ranges = {name: rows for name, rows in RANGES.items() if rows.start < frames}
     result: dict[str, dict[str, dict[str, float]]] = {name: {} for name in ranges}
-    hidden = not sys.stderr.isatty()
-    with typer.progressbar(published.predictions.items(), label="methods", file=sys.stderr, hidden=hidden) as methods:
+    with typer.progressbar(published.predictions.items(), label="methods", file=sys.stderr) as methods:
         for method, poses in methods:
             refined = refiner(poses)
             for name, rows in ranges.items():

@@ -54,7 +54,10 @@ def _one_sentence() -> Iterator[None]:
 @contextmanager
 def _progress(frames: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error, where that is a terminal."""
-    with typer.progressbar(length=frames, label="refining", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with typer.progressbar(length=frames, label="refining", file=sys.stderr) as bar:
         yield bar.update
 
 

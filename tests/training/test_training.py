@@ -16,6 +16,7 @@ pytest.importorskip("lightning")
 from jointbert.models import JointRefiner, RefinerConfig  # noqa: E402
 from training import losses  # noqa: E402
 from training.config import Experiment, OptimConfig, TrainerConfig, read_experiment  # noqa: E402
+from training.data.nyu import read_published  # noqa: E402
 from training.data.stream import DataConfig, PoseStream  # noqa: E402
 from training.refiner import RefinerTraining, export, learning_rate, load_checkpoint, pretrain  # noqa: E402
 from training.validation import fill_error, gaussian_fill_error, hidden_patterns, refine_poses  # noqa: E402
@@ -37,6 +38,18 @@ def test_thesis_config_is_table_4_2() -> None:
     assert experiment.optim.loss == "l2"
     corruption = experiment.data.corruption
     assert (corruption.gaussian, corruption.transplant, corruption.mask_some) == (1.0, 0.0, 0.0)
+
+
+def test_thesis_data_is_the_true_pose_with_plain_noise(small_folder: Path) -> None:
+    config = replace(read_experiment(CONFIGS / "thesis.yaml").data, nyu=str(small_folder))
+    stream = PoseStream(config, 256, 1, seed=0)
+    true, predicted, _ = stream.draw(torch.Generator().manual_seed(0))
+    recorded = torch.from_numpy(read_published(small_folder).groundtruth[:2440]).float()
+    recorded = recorded - recorded[:, 13:]
+    for pose in (true - true[:, 13:])[:8]:
+        assert (recorded - pose).abs().amax((1, 2)).min() < 1e-2
+    assert (predicted - true).std() == pytest.approx(10, rel=0.02)
+    assert stream[0].observed.all()
 
 
 def test_every_config_reads() -> None:
