@@ -40,6 +40,8 @@ def _one_sentence() -> Iterator[None]:
         try:
             yield
             message = None
+        except BrokenPipeError:
+            raise  # the reader of the output has gone: click ends quietly
         except OSError as error:
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         except (ValueError, TypeError, ImportError) as error:
