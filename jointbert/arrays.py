@@ -20,21 +20,31 @@ def to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
     The result of ``restore`` has the dtype of the array that it is given. bfloat16 arrays are given as float32; their
     ``restore`` turns float32 results into bfloat16 again.
 
+    Subclasses (a torch Parameter, a NumPy subclass) come back as their library's plain array; what speaks DLPack or
+    ``__array__`` alone comes back as NumPy.
+
     Raises:
         TypeError: not an array, an array that is no plain one (sparse, masked, with a gradient). ValueError: on a GPU, ragged.
     """
+    try:
+        return _to_numpy(value, name)
+    except Exception as error:  # whatever another library raises when it is asked for its numbers
+        if isinstance(error, (TypeError, ValueError)) and str(error).startswith(f"{name}: "):
+            raise
+        reason = " ".join(str(error).split())
+        raise TypeError(f"{name}: the {type(value).__name__} can't be read as an array ({reason})") from error
+
+
+def _to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _from_torch(torch, value, name)
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: got a masked array; pass values.filled(numpy.nan), or the mask as visible=")
     if isinstance(value, np.ndarray):
-        return _from_bfloat16(np.asarray(value))
-    if isinstance(value, (list, tuple, int, float, np.generic)):
-        try:
-            return np.asarray(value), _identity
-        except ValueError:
-            raise ValueError(f"{name}: got a nested list of uneven lengths; expected a rectangular array") from None
+        return _from_bfloat16(_unmasked(value, name))
+    if isinstance(value, (list, tuple)):
+        return _from_list(value, name), _identity
+    if isinstance(value, (int, float, np.generic)):
+        return np.asarray(value), _identity
     if isinstance(value, (str, bytes, dict, set)) or value is None:
         raise TypeError(f"{name}: got {type(value).__name__}; expected an array")
     if hasattr(value, "__dlpack_device__"):
@@ -42,12 +52,9 @@ def to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
         if int(device[0]) not in _CPU_DEVICES:
             raise ValueError(f"{name}: the {type(value).__name__} is on a GPU; {_GPU_ADVICE}")
     if hasattr(value, "__array__"):
-        array = np.asarray(value)
+        array = _unmasked(np.asanyarray(value), name)
     elif hasattr(value, "__dlpack__"):
-        try:
-            array = np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise TypeError(f"{name}: the {type(value).__name__} can't be read through DLPack ({error})") from None
+        array = np.from_dlpack(value)
     else:
         raise TypeError(
             f"{name}: got {type(value).__name__}; expected an array (NumPy, torch, DLPack, __array__) or a nested list"
@@ -57,6 +64,31 @@ def to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
         library = value.__array_namespace__()
         return array, lambda result: library.asarray(down(result))
     return array, down
+
+
+def _unmasked(array: np.ndarray, name: str) -> np.ndarray:
+    """The plain array; a mask that NumPy would drop without a word is an error."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name}: got a masked array; pass values.filled(numpy.nan), or the mask as visible=")
+    return np.asarray(array)
+
+
+def _from_list(value: Any, name: str) -> np.ndarray:
+    """Numbers of a nested list; floating-point ones as float64."""
+
+    def check(item: Any) -> None:
+        if isinstance(item, (list, tuple)):
+            for element in item:
+                check(element)
+        elif not isinstance(item, (int, float)):
+            to_numpy(item, name)  # a mask, a gradient, a GPU, a string
+
+    check(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name}: got a nested list of uneven lengths; expected a rectangular array") from None
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
 
 
 def _identity(result: np.ndarray) -> np.ndarray:

@@ -14,10 +14,11 @@ import numpy as np
 import typer
 
 from jointbert import __version__
+from jointbert.backends import Status
 from jointbert.camera import Camera
-from jointbert.evaluation.metrics import NYU_RANGES, NYU_TEST_FRAMES, Accuracy, accuracy, relative_gain
-from jointbert.evaluation.textformat import read_joints, write_joints
-from jointbert.refine import HANDS, Refiner
+from jointbert.evaluation.metrics import NYU_RANGES, NYU_TEST_FRAMES, Accuracy, accuracy, joint_errors, relative_gain
+from jointbert.evaluation.textformat import read_frames, read_joints, write_joints
+from jointbert.refine import HANDS, Refined, Refiner
 from jointbert.skeleton import ORDERS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Refines 3D hand poses of 14 joints.", rich_markup_mode=None)
@@ -70,14 +71,24 @@ def _camera(format: str, camera: str | None) -> Camera | None:
 
 
 def _order(order: str) -> str | list[str]:
-    return order.split(",") if "," in order else order
+    return [name.strip() for name in order.split(",")] if "," in order else order
 
 
-def _refine(joints: np.ndarray, weights: str, backend: str, threads: int, **options: Any) -> np.ndarray:
+def _check_folder(*files: Path | None) -> None:
+    """Long work must not end at a folder that was never there."""
+    for file in files:
+        if file is None:
+            continue
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder; expected the name of a file to write")
+        if not file.resolve().parent.is_dir():
+            raise ValueError(f"{file}: the folder {file.resolve().parent} does not exist")
+
+
+def _refine(joints: np.ndarray, weights: str, backend: str, threads: int, **options: Any) -> Refined:
     refiner = Refiner(weights, backend, threads)
-    settings: dict[str, Any] = {"confidence": None, "visible": None, "units": "mm", "sequence": False, "return_details": False}
     with _progress(len(joints)) as progress:
-        refined: np.ndarray = refiner._call(joints, **settings, **options, stacklevel=2, progress=progress)
+        refined: Refined = refiner._call(joints, return_details=True, progress=progress, **options)
     return refined
 
 
@@ -97,12 +108,14 @@ def refine(
     """Refine a prediction file. A missing joint is written as nan; it comes back filled in."""
     with _one_sentence():
         intrinsics = _camera(format, camera)
-        joints = read_joints(input, format, intrinsics)  # type: ignore[arg-type]
-        if not output.resolve().parent.is_dir():
-            raise ValueError(f"{output}: the folder {output.resolve().parent} does not exist")
-        refined = _refine(joints, weights, backend, threads, hand=hand, order=_order(order), error_mm=error_mm)
-        write_joints(output, refined, format, intrinsics)  # type: ignore[arg-type]
-        typer.echo(f"{len(refined)} frames refined: {output}")
+        _check_folder(output)
+        given = read_frames(input, format, intrinsics)  # type: ignore[arg-type]
+        refined = _refine(given.joints, weights, backend, threads, hand=hand, order=_order(order), error_mm=error_mm)
+        # A frame that is not refined keeps its line, to the letter.
+        good = refined.status == Status.REFINED
+        kept = [None if ok else line for ok, line in zip(good, given.lines, strict=True)]
+        write_joints(output, refined.joints, format, intrinsics, kept)  # type: ignore[arg-type]
+        typer.echo(f"{good.sum()} of {len(good)} frames refined: {output}")
 
 
 @app.command()
@@ -126,14 +139,21 @@ def evaluate(
 
         intrinsics = _camera(format, camera)
         permutation = resolve_order(_order(order))
+        _check_folder(json_file)
         before = read_joints(prediction, format, intrinsics)  # type: ignore[arg-type]
         truth = read_joints(groundtruth, format, intrinsics)[:, permutation]  # type: ignore[arg-type]
         if len(before) != len(truth):
             raise ValueError(f"{prediction} has {len(before)} frames, {groundtruth} has {len(truth)}; expected the same number")
         poses = {"before": before[:, permutation]}
+        filled = None
         if refine:
             options = {"hand": hand, "order": _order(order), "error_mm": error_mm}
-            poses["after"] = _refine(before, weights, backend, threads, **options)[:, permutation]
+            after = _refine(before, weights, backend, threads, **options).joints[:, permutation]
+            # Before and after are compared on the same joints; what was filled in is reported on its own.
+            missing = ~np.isfinite(poses["before"]).all(-1)
+            poses["after"] = np.where(missing[..., None], np.nan, after)
+            filled = joint_errors(after, truth)[missing]
+            filled = filled[np.isfinite(filled)]
         ranges = {"all frames": slice(None)}
         if len(truth) == NYU_TEST_FRAMES:
             ranges.update(NYU_RANGES)
@@ -142,13 +162,19 @@ def evaluate(
             for where, rows in ranges.items()
         }
         _print_accuracy(figures)
-        if len(truth) == NYU_TEST_FRAMES and refine:
+        if filled is not None and len(filled):
+            typer.echo(f"{len(filled)} missing joints were filled in, with a mean error of {filled.mean():.2f} mm")
+        if len(truth) == NYU_TEST_FRAMES:
             typer.echo(
                 "\nThese look like NYU's 8,252 test frames. The shipped weights were trained on frames 0-2439 and selected on\n"
                 "2440-4375: only frames 4376-8251 tell what refinement does on data it has not seen."
             )
         if json_file is not None:
-            content = {where: {name: figure.as_dict() for name, figure in row.items()} for where, row in figures.items()}
+            content: dict[str, Any] = {
+                where: {name: figure.as_dict() for name, figure in row.items()} for where, row in figures.items()
+            }
+            if filled is not None:
+                content["filled_in"] = {"joints": len(filled), "mean_mm": float(filled.mean()) if len(filled) else None}
             json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -172,11 +198,9 @@ def _print_accuracy(figures: dict[str, dict[str, Accuracy]]) -> None:
         row(f"  mean error <= {d:g} mm", [100 * overall[c].mean_within[d] for c in columns], " %", gain=False)
     for d in overall[columns[0]].max_within:
         row(f"  max error  <= {d:g} mm", [100 * overall[c].max_within[d] for c in columns], " %", gain=False)
-    missing = {c: overall[c].joints_missing for c in columns}
-    if any(missing.values()):
-        typer.echo(
-            "joints without an error, for they are missing on either side: " + ", ".join(f"{k} {v}" for k, v in missing.items())
-        )
+    missing = overall[columns[0]].joints_missing
+    if missing:
+        typer.echo(f"{missing} joints are missing in the prediction or the ground truth and have no error")
 
 
 @app.command()
@@ -191,7 +215,10 @@ def demo(
     with _one_sentence():
         from jointbert.demo import load_demo
 
+        _check_folder(picture)
         sample = load_demo()
+        if frame is not None and not 0 <= frame < len(sample.predictions):
+            raise ValueError(f"--frame: got {frame}; expected 0 to {len(sample.predictions) - 1}")
         refiner = Refiner(backend=backend)
         refined = refiner(sample.predictions)
         confident = refiner(sample.predictions, confidence=sample.confidence)
@@ -217,8 +244,6 @@ def demo(
 
             gains = before.mean(1) - after.mean(1)
             shown = int(np.argsort(gains)[len(gains) // 2]) if frame is None else frame
-            if not 0 <= shown < len(before):
-                raise ValueError(f"--frame: got {shown}; expected 0 to {len(before) - 1}")
             before_after(picture, sample.groundtruth[shown], sample.predictions[shown], refined[shown])
             typer.echo(f"picture of frame {shown}: {picture}")
 
@@ -270,7 +295,17 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Entry point of the command ``jointbert``."""
-    app()
+    try:
+        code = app(standalone_mode=False)  # a wrong option is one sentence, too, without the usage above it
+    except Exception as error:
+        describe = getattr(error, "format_message", None)
+        if describe is None:
+            raise
+        message = " ".join(describe().split())
+        if message:
+            typer.echo(f"Error: {message}", err=True)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

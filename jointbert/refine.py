@@ -24,6 +24,8 @@ HANDS = ("right", "left")
 _TYPICAL_SIZE_MM = 65.0  # root mean square distance of an adult's joints from their mean
 _MIRRORED_MM = 12.0  # a frame counts as mirrored beyond this chirality; see Result.chirality
 _PLAUSIBLE_MM = (16.0, 120.0)
+_MAX_THREADS = 256
+_STEP = 1024  # frames between two looks at interrupts: some tenths of a second
 
 
 class JointbertWarning(UserWarning):
@@ -47,7 +49,7 @@ class Refiner:
     Args:
         weights: a shipped name, or the path of a ``.safetensors`` file.
         backend: ``auto``, ``native`` or ``torch``.
-        threads: CPU threads for a batch.
+        threads: CPU threads for a batch, 256 at most (``native``; ``torch`` follows ``torch.set_num_threads``).
 
     Raises:
         ValueError: unknown weights or backend, a file that does not fit, a bad number of threads.
@@ -58,8 +60,14 @@ class Refiner:
             raise TypeError(f"threads: got {type(threads).__name__}; expected an integer")
         if threads < 1:
             raise ValueError(f"threads: got {threads}; expected at least 1")
+        threads = min(int(threads), _MAX_THREADS)
+        self._arguments = (weights, backend, threads)
         self._weights = load_weights(weights)
-        self._backend = load_backend(backend, self._weights, int(threads))
+        self._backend = load_backend(backend, self._weights, threads)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies as what it was made of; weights given by path are read again."""
+        return Refiner, self._arguments
 
     def __repr__(self) -> str:
         return f"Refiner(weights={self._weights.name!r}, backend={self._backend.name!r})"
@@ -78,22 +86,36 @@ class Refiner:
         return_details: bool = False,
     ) -> Any:
         """Refines poses; arguments, result and errors are those of :func:`refine`."""
-        return self._call(joints, confidence, visible, error_mm, order, units, hand, sequence, return_details, stacklevel=3)
+        return self._call(
+            joints,
+            confidence=confidence,
+            visible=visible,
+            error_mm=error_mm,
+            order=order,
+            units=units,
+            hand=hand,
+            sequence=sequence,
+            return_details=return_details,
+        )
 
     def _call(
         self,
         joints: Any,
-        confidence: Any,
-        visible: Any,
-        error_mm: Any,
-        order: str | Sequence[str],
-        units: str,
-        hand: str | Sequence[str],
-        sequence: bool,
-        return_details: bool,
-        stacklevel: int,
+        *,
+        confidence: Any = None,
+        visible: Any = None,
+        error_mm: Any = None,
+        order: str | Sequence[str] = "nyu14",
+        units: str = "mm",
+        hand: str | Sequence[str] = "right",
+        sequence: bool = False,
+        return_details: bool = False,
+        stacklevel: int = 3,
         progress: Callable[[int], None] | None = None,
     ) -> Any:
+        for name, flag in (("sequence", sequence), ("return_details", return_details)):
+            if not isinstance(flag, (bool, np.bool_)):
+                raise TypeError(f"{name}: got {type(flag).__name__}; expected a bool")
         if sequence:
             raise ValueError(f"sequence: the weights {self._weights.name!r} refine single frames; expected sequence=False")
         if not isinstance(units, str) or units not in UNITS_MM:
@@ -113,12 +135,13 @@ class Refiner:
             confidence=None if confidence is None else _check_confidence(confidence, per_joint),
             error_mm=None if error_mm is None else _check_error(error_mm, per_joint),
         )
-        result = self._backend.run(batch) if progress is None else self._run_in_steps(batch, progress)
-        _report(result, units, stacklevel + 1)
+        result = self._backend.run(batch) if frames <= _STEP else self._run_in_steps(batch, progress)
+        _report(result, units, batch.mirror, stacklevel + 1)
 
         out = result.joints.reshape(poses.shape)
         if given.dtype.kind == "f" and out.dtype != given.dtype:  # float16, longdouble, swapped bytes
-            out = out.astype(given.dtype)
+            with np.errstate(over="ignore"):  # beyond float16: infinite, as in any arithmetic of that type
+                out = out.astype(given.dtype)
             kept = (result.status != Status.REFINED).reshape(leading)
             out[kept] = given[kept]
         if not return_details:
@@ -126,19 +149,19 @@ class Refiner:
         sigma = result.sigma.reshape(per_joint).astype(out.dtype, copy=False)
         return Refined(restore(out), restore(sigma), restore(result.status.reshape(leading)))
 
-    def _run_in_steps(self, batch: Batch, progress: Callable[[int], None], step: int = 1024) -> Result:
-        """The same result as one run, with a word after every so many frames."""
+    def _run_in_steps(self, batch: Batch, progress: Callable[[int], None] | None) -> Result:
+        """The same result as one run; between steps there is time for an interrupt and for progress."""
 
         def part(rows: np.ndarray | None, start: int) -> np.ndarray | None:
-            return None if rows is None else rows[start : start + step]
+            return None if rows is None else rows[start : start + _STEP]
 
         results = []
-        for start in range(0, max(len(batch.joints), 1), step):
+        for start in range(0, len(batch.joints), _STEP):
             results.append(
                 self._backend.run(
                     replace(
                         batch,
-                        joints=batch.joints[start : start + step],
+                        joints=batch.joints[start : start + _STEP],
                         mirror=part(batch.mirror, start),
                         visible=part(batch.visible, start),
                         confidence=part(batch.confidence, start),
@@ -146,7 +169,8 @@ class Refiner:
                     )
                 )
             )
-            progress(len(results[-1].status))
+            if progress is not None:
+                progress(len(results[-1].status))
         return Result(**{f.name: np.concatenate([getattr(r, f.name) for r in results]) for f in fields(Result)})
 
 
@@ -181,15 +205,17 @@ def refine(
         backend: ``auto``, ``native`` (C++) or ``torch``.
         return_details: return :class:`Refined` instead of the joints alone.
 
-        Per-joint arguments may leave out leading dimensions; they broadcast as in NumPy.
+        The leading dimensions of a per-joint argument may be left out, or 1.
 
     Returns:
-        Joints of the same type, shape, dtype, unit and order; lists and integers come back as float64 NumPy. A frame with too
-        few joints, or that can't be a hand, comes back as it was.
+        Joints of the same type, shape, dtype, unit and order; lists and integers come back as float64 NumPy, subclasses and
+        what has no library behind it as plain arrays. A frame with too few joints, or that can't be a hand, comes back as it
+        was.
 
     Raises:
         ValueError: a wrong shape or word, a confidence or error out of range, no frame with 4 joints, weights that don't fit.
         TypeError: no array, a dtype that holds no coordinates, a tensor that requires grad.
+        ImportError: the backend's library is missing.
 
     Warns:
         JointbertWarning: once a call, if frames came back as they were, or sizes or sides look wrong.
@@ -199,43 +225,50 @@ def refine(
     >>> jointbert.refine(poses).shape
     (2, 14, 3)
     """
-    refiner = _cached_refiner(*_cache_key(weights), backend)
-    return refiner._call(joints, confidence, visible, error_mm, order, units, hand, sequence, return_details, stacklevel=3)
-
-
-def _cache_key(weights: str | os.PathLike[str]) -> tuple[Any, tuple[int, int] | None]:
-    """A file is read again once it has changed."""
-    try:
-        stat = os.stat(weights)
-    except (OSError, TypeError, ValueError):
-        return weights, None
-    return weights, (stat.st_mtime_ns, stat.st_size)
+    refiner = _cached_refiner(weights, backend)
+    return refiner._call(
+        joints,
+        confidence=confidence,
+        visible=visible,
+        error_mm=error_mm,
+        order=order,
+        units=units,
+        hand=hand,
+        sequence=sequence,
+        return_details=return_details,
+    )
 
 
 @lru_cache(maxsize=8)
-def _load(weights: Any, stamp: tuple[int, int] | None, backend: str) -> Refiner:
+def _load(weights: str, stamp: tuple[int, ...] | None, backend: str) -> Refiner:
     return Refiner(weights, backend)
 
 
-def _cached_refiner(weights: Any, stamp: tuple[int, int] | None, backend: str) -> Refiner:
+def _cached_refiner(weights: Any, backend: Any) -> Refiner:
+    """The refiner of a name or file; a file is read again once it has changed or another stands at its path."""
+    if not isinstance(weights, (str, os.PathLike)) or not isinstance(backend, str):
+        return Refiner(weights, backend)  # which says what is wrong
+    path = os.fspath(weights)
     try:
-        return _load(weights, stamp, backend)
-    except TypeError as error:
-        if "unhashable" in str(error):  # a list as weights, say: the constructor knows what to say of it
-            return Refiner(weights, backend)
-        raise
+        stat = os.stat(path)
+    except (OSError, ValueError):
+        return _load(path, None, backend)
+    if isinstance(weights, str) and os.path.basename(path) == path and not path.endswith(".safetensors"):
+        return _load(path, None, backend)  # a shipped name, whatever else is called so
+    return _load(os.path.abspath(path), (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size), backend)
 
 
 def _check_joints(array: np.ndarray) -> np.ndarray:
     """Shape and dtype; returns float32 or float64, C-contiguous."""
     kind = array.dtype.kind
-    if kind not in "fiu":
+    if kind not in "fiu" or (kind == "f" and array.dtype.itemsize < 2):
         raise TypeError(f"joints: got the dtype {array.dtype}; expected floating-point or integer coordinates")
     shape = array.shape
     if len(shape) < 2 or shape[-2:] != (NUM_JOINTS, 3):
         raise ValueError(f"joints: got the shape {shape}; expected (..., {NUM_JOINTS}, 3){_shape_hint(shape)}")
     small = array.dtype.itemsize <= 4 and kind == "f"
-    return np.ascontiguousarray(array, dtype=np.float32 if small else np.float64)
+    with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes infinite: missing
+        return np.ascontiguousarray(array, dtype=np.float32 if small else np.float64)
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str:
@@ -296,7 +329,7 @@ def _check_confidence(confidence: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = _per_joint(confidence, "confidence", shape, "fiu", "numbers in [0, 1]")
     bad = (array < 0) | (array > 1)
     if bad.any():
-        raise ValueError(f"confidence: got {float(array[bad][0]):g}; expected values in [0, 1], NaN where unknown")
+        raise ValueError(f"confidence: got {float(array[bad][0])!r}; expected values in [0, 1], NaN where unknown")
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
@@ -304,12 +337,12 @@ def _check_error(error_mm: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = _per_joint(error_mm, "error_mm", shape, "fiu", "positive numbers", scalar=True)
     bad = (array <= 0) | np.isposinf(array)
     if bad.any():
-        raise ValueError(f"error_mm: got {float(array[bad][0]):g}; expected positive millimetres, NaN where unknown")
+        raise ValueError(f"error_mm: got {float(array[bad][0])!r}; expected positive millimetres, NaN where unknown")
     with np.errstate(over="ignore"):  # beyond float32 is beyond the clamp, too
         return np.ascontiguousarray(np.minimum(array, 1e6), dtype=np.float32)
 
 
-def _report(result: Result, units: str, stacklevel: int) -> None:
+def _report(result: Result, units: str, mirror: np.ndarray | None, stacklevel: int) -> None:
     """Turns what the backend noticed into an error (nothing is usable) or one warning."""
     frames = len(result.status)
     if not frames or _looks_right(result):
@@ -332,7 +365,10 @@ def _report(result: Result, units: str, stacklevel: int) -> None:
         hints.append(_size_hint(size, units))
     sides = result.chirality[(result.status == Status.REFINED) & np.isfinite(result.chirality)]
     if len(sides) and (sides > _MIRRORED_MM).mean() > 0.5:
-        hints.append("most hands are mirrored: pass hand='left' for left hands, or negate y if it points up")
+        if mirror is None:
+            hints.append("most hands are mirrored: pass hand='left' for left hands, or negate y if it points up")
+        else:
+            hints.append("most hands are not of the stated side: check hand=, or negate y if it points up")
     if hints:
         warnings.warn("joints: " + "; ".join(hints), JointbertWarning, stacklevel=stacklevel)
 

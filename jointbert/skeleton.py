@@ -6,7 +6,7 @@ the 36 that the NYU Hand Pose data set annotates (Tompson et al., ACM TOG 2014).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -76,12 +76,9 @@ def resolve_order(order: str | Sequence[str]) -> np.ndarray:
             )
         names: Sequence[str] = ORDERS[order]
     else:
-        try:
-            names = list(order)
-        except TypeError:
-            raise TypeError(
-                f"order: got {type(order).__name__}; expected a named order or a sequence of 14 joint names"
-            ) from None
+        if isinstance(order, (Set, Mapping)) or not isinstance(order, Iterable):  # a set has no order
+            raise TypeError(f"order: got {type(order).__name__}; expected a named order or a sequence of 14 joint names")
+        names = list(order)
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"order: got an element of type {type(name).__name__}; expected joint names as strings")

@@ -55,6 +55,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             else:
                 tensor.copy_(noise * tensor.shape[-1] ** -0.5)
         model.head.weight *= 0.2
+        model.observed_gain.fill_(0.8)
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
     model.save(path, {"name": "random"})
     return path

@@ -36,7 +36,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_refine_writes_what_refine_gives(files: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "refined.txt"
-    assert "40 frames refined" in run("refine", files[0], out, "--format", "uvd", "--camera", "nyu").stdout
+    assert "40 of 40 frames refined" in run("refine", files[0], out, "--format", "uvd", "--camera", "nyu").stdout
     given = read_joints(files[0], "uvd", NYU)
     np.testing.assert_allclose(read_joints(out, "uvd", NYU), jointbert.refine(given), atol=2e-3)
     run("refine", files[0], out, "--format", "uvd", "--camera", "588.03,587.07,320,240", "--error-mm", 12)
@@ -47,7 +47,17 @@ def test_refine_in_x_y_z_and_another_order(tmp_path: Path) -> None:
     poses = jointbert.load_demo().predictions[:3] * [-1, 1, 1]
     poses[0, 4] = np.nan
     write_joints(tmp_path / "in.txt", poses[:, ::-1], "xyz")
-    run("refine", tmp_path / "in.txt", tmp_path / "out.txt", "--format", "xyz", "--hand", "left", "--order", "palm_first")
+    run(
+        "refine",
+        tmp_path / "in.txt",
+        tmp_path / "out.txt",
+        "--format",
+        "xyz",
+        "--hand",
+        "left",
+        "--order",
+        ", ".join(reversed(jointbert.JOINT_NAMES)),
+    )
     refined = read_joints(tmp_path / "out.txt", "xyz")[:, ::-1]
     np.testing.assert_allclose(refined, jointbert.refine(poses, hand="left"), atol=2e-3)
     assert np.isfinite(refined).all()
@@ -68,7 +78,7 @@ def test_evaluate(files: tuple[Path, Path], tmp_path: Path) -> None:
     assert f"{before.mean():.2f}" in shown
     assert f"{after.mean():.2f}" in shown
     assert "wrist_side_b" in shown
-    assert "have seen" not in shown
+    assert "only frames 4376" not in shown
     plain = run("evaluate", files[0], "--groundtruth", files[1], *arguments).stdout
     assert "after" not in plain
 
@@ -122,7 +132,12 @@ def test_export(tmp_path: Path) -> None:
         (("refine", "short.txt", "out.txt", "--format", "xyz"), "line 1 has 3 numbers; expected 42"),
         (("refine", ".", "out.txt", "--format", "xyz"), "Is a directory"),
         (("evaluate", "in.txt", "--groundtruth", "two.txt", "--format", "xyz"), "expected the same number"),
-        (("evaluate", "in.txt", "--groundtruth", "in.txt", "--format", "xyz", "--json", "no/x.json"), "No such file"),
+        (("evaluate", "in.txt", "--groundtruth", "in.txt", "--format", "xyz", "--json", "no/x.json"), "does not exist"),
+        (("refine", "in.txt", ".", "--format", "xyz"), "is a folder"),
+        (("refine", "in.txt", "out.txt"), "Missing option '--format'"),
+        (("refine", "in.txt", "out.txt", "--format", "xyz", "--threads", "many"), "--threads"),
+        (("refine", "in.txt", "out.txt", "--colour", "red"), "--colour"),
+        (("improve", "in.txt"), "improve"),
         (("info", "--weights", "x.safetensors"), "there is no file"),
     ],
 )
@@ -141,9 +156,43 @@ def test_errors_are_one_sentence(
     assert error.count("\n") == 1
 
 
-def test_warnings_are_lines(tmp_path: Path) -> None:
+def test_frames_that_are_not_refined_keep_their_line(tmp_path: Path) -> None:
     poses = jointbert.load_demo().predictions[:3].astype(np.float64)
-    poses[1, 2:] = np.nan
-    write_joints(tmp_path / "in.txt", poses, "xyz")
-    error = run("refine", tmp_path / "in.txt", tmp_path / "out.txt", "--format", "xyz").stderr
-    assert error.startswith("Warning: joints: 1 of 3 frames came back as they were")
+    write_joints(tmp_path / "in.txt", poses, "uvd", NYU)
+    lines = (tmp_path / "in.txt").read_text().splitlines()
+    lines[1] = "300.98765 99.3 nan " * 11 + "1 2 0 " * 3  # two kinds of missing, more decimals than are written
+    (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
+    result = run("refine", tmp_path / "in.txt", tmp_path / "out.txt", "--format", "uvd", "--camera", "nyu")
+    assert result.stderr.startswith("Warning: joints: 1 of 3 frames came back as they were")
+    assert "2 of 3 frames refined" in result.stdout
+    written = (tmp_path / "out.txt").read_text().splitlines()
+    assert written[1] == lines[1]
+    assert written[0] != lines[0]
+
+
+def test_a_file_can_be_refined_in_place(files: tuple[Path, Path], tmp_path: Path) -> None:
+    run("refine", files[0], tmp_path / "out.txt", "--format", "uvd", "--camera", "nyu", "--threads", 2 * 10**20)
+    run("refine", files[0], files[0], "--format", "uvd", "--camera", "nyu")
+    assert files[0].read_text() == (tmp_path / "out.txt").read_text()
+
+
+def test_before_and_after_are_compared_on_the_same_joints(tmp_path: Path) -> None:
+    demo = jointbert.load_demo()
+    prediction = demo.predictions[:60].astype(np.float64)
+    hidden = np.random.default_rng(0).random((60, 14)) < 0.3
+    prediction[hidden] = np.nan
+    write_joints(tmp_path / "in.txt", prediction, "xyz")
+    write_joints(tmp_path / "truth.txt", demo.groundtruth[:60], "xyz")
+    arguments = ("--groundtruth", tmp_path / "truth.txt", "--format", "xyz", "--refine", "--json", tmp_path / "r.json")
+    shown = run("evaluate", tmp_path / "in.txt", *arguments).stdout
+    errors = np.linalg.norm(jointbert.refine(prediction) - demo.groundtruth[:60], axis=-1)
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["all frames"]["after"]["mean_mm"] == pytest.approx(errors[~hidden].mean(), abs=2e-3)
+    assert report["filled_in"] == {"joints": hidden.sum(), "mean_mm": pytest.approx(errors[hidden].mean(), abs=2e-3)}
+    assert f"{hidden.sum()} missing joints were filled in, with a mean error of" in shown
+
+
+def test_nothing_given_is_help() -> None:
+    result = subprocess.run([sys.executable, "-m", "jointbert.cli"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "evaluate" in result.stdout + result.stderr

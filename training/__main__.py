@@ -44,13 +44,13 @@ def pretrain_refiner(
 def export_refiner(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of pretrain-refiner.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
-    shrink: Annotated[float, typer.Option(help="Factor of every correction, folded into the last layer.", min=0, max=1)] = 1.0,
+    gain: Annotated[float, typer.Option(help="Factor of the corrections of observed joints.", min=0, max=1)] = 1.0,
 ) -> None:
     """Writes a checkpoint's refiner (the averaged weights, where it has them) as safetensors."""
     from training.refiner import export
 
     try:
-        export(checkpoint, out, shrink)
+        export(checkpoint, out, gain)
     except (ValueError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from None

@@ -175,12 +175,10 @@ def load_checkpoint(checkpoint: Path) -> tuple[JointRefiner, dict[str, Any]]:
     return model.eval(), {"experiment": experiment, "steps": content["global_step"]}
 
 
-def export(checkpoint: Path, out: Path, shrink: float) -> None:
-    """Writes the refiner of a checkpoint as safetensors; ``shrink`` multiplies every correction."""
+def export(checkpoint: Path, out: Path, gain: float) -> None:
+    """Writes the refiner of a checkpoint as safetensors; ``gain`` multiplies the corrections of observed joints."""
     model, run = load_checkpoint(checkpoint)
-    with torch.no_grad():
-        model.head.weight[:3] *= shrink
-        model.head.bias[:3] *= shrink
+    model.observed_gain.fill_(gain)
     experiment = run["experiment"]
     model.save(
         out,
@@ -189,7 +187,7 @@ def export(checkpoint: Path, out: Path, shrink: float) -> None:
             "seed": str(experiment["seed"]),
             "steps": str(run["steps"]),
             "batch_size": str(experiment["trainer"]["batch_size"]),
-            "shrink": f"{shrink:g}",
+            "observed_gain": f"{gain:g}",
             "license": "Apache-2.0",
         },
     )

@@ -38,6 +38,7 @@ struct alignas(64) EndWeights {
     float norm_bias[kWidth];
     float head_bias[kMaxPanel];
     float head[kWidth * kMaxPanel];
+    float observed_gain;  // factor of an observed joint's correction
 };
 
 struct NetworkWeights {

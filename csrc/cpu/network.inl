@@ -272,14 +272,17 @@ void embed(const EndWeights& ends, const float* features, float* x) {
 }
 
 // The residual stream x [14, 128] to outputs [14, 4].
-void read_out(const EndWeights& ends, const float* x, float* outputs) {
+void read_out(const EndWeights& ends, const float* features, const float* x, float* outputs) {
     alignas(64) float normed[J * D], panel[J * kPanel];
     normalise(x, ends.norm_weight, ends.norm_bias, normed);
     multiply<D, kPanel>(normed, ends.head, [&](int row, int column, Vec sum) {
         store(panel + row * kPanel + column, sum + load(ends.head_bias + column));
     });
-    for (int row = 0; row < J; ++row)
-        for (int i = 0; i < int(kOutputs); ++i) outputs[row * int(kOutputs) + i] = panel[row * kPanel + i];
+    for (int row = 0; row < J; ++row) {
+        const float gain = features[row * int(kFeatures) + 3] > 0.5f ? ends.observed_gain : 1.0f;
+        for (int i = 0; i < int(kOutputs); ++i)
+            outputs[row * int(kOutputs) + i] = panel[row * kPanel + i] * (i < 3 ? gain : 1.0f);
+    }
 }
 
 void forward(const NetworkWeights& weights, const float* features, std::size_t poses, float* stream, float* outputs) {
@@ -288,7 +291,8 @@ void forward(const NetworkWeights& weights, const float* features, std::size_t p
     for (std::size_t i = 0; i < weights.layer_count; ++i)
         for (std::size_t p = 0; p < poses; ++p) run_layer(weights.layers[i], stream + p * kJoints * kWidth);
     for (std::size_t p = 0; p < poses; ++p)
-        read_out(*weights.ends, stream + p * kJoints * kWidth, outputs + p * kJoints * kOutputs);
+        read_out(*weights.ends, features + p * kJoints * kFeatures, stream + p * kJoints * kWidth,
+                 outputs + p * kJoints * kOutputs);
 }
 
 }  // namespace

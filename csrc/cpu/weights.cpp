@@ -107,6 +107,7 @@ PackedWeights::PackedWeights(const std::map<std::string, Tensor>& tensors, std::
     reader.copy("norm.bias", kWidth, ends_.norm_bias);
     reader.copy("head.bias", kOutputs, ends_.head_bias);
     pack(reader.take("head.weight", {kOutputs, kWidth}), kOutputs, kWidth, panel, ends_.head);
+    reader.copy("observed_gain", 1, &ends_.observed_gain);
     reader.finish();
 }
 

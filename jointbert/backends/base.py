@@ -40,7 +40,9 @@ class Result:
     sigma: np.ndarray  # (N, 14) float32: expected Euclidean error, user's unit; NaN where the frame was not refined
     status: np.ndarray  # (N,) uint8: Status
     size_mm: np.ndarray  # (N,) float32: root mean square distance of the observed joints from their mean; NaN: none
-    chirality: np.ndarray  # (N,) float32: see `jointbert.refine`; negative for a right hand, NaN where it can't be told
+    chirality: (
+        np.ndarray
+    )  # (N,) float32: see `jointbert.backends.torch.chirality`; negative for a right hand, NaN: can't be told
 
 
 class Backend(Protocol):

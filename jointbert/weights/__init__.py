@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jointbert.backends.layout import LAYOUT
+from jointbert.skeleton import NUM_JOINTS
 
 _FOLDER = Path(__file__).parent
 _SIZES = ("layers", "heads", "width", "ffn", "features", "outputs")
@@ -40,12 +41,12 @@ def load_weights(weights: str | os.PathLike[str] = "nyu14") -> Weights:
     path = Path(weights)
     if isinstance(weights, str) and path.name == weights and path.suffix != ".safetensors":
         path = _FOLDER / f"{weights}.safetensors"
-        if not path.is_file():
+        if not _is_file(path):
             raise ValueError(
                 f"weights: {weights!r} is not shipped; expected one of {shipped()} or the path of a .safetensors file"
             )
-    elif not path.is_file():
-        raise ValueError(f"weights: there is no file {str(path)!r}")
+    elif not _is_file(path):
+        raise ValueError(f"weights: there is no file {str(path)[:200]!r}")
 
     from safetensors import SafetensorError, safe_open
 
@@ -55,10 +56,57 @@ def load_weights(weights: str | os.PathLike[str] = "nyu14") -> Weights:
             layout = metadata.get("layout")
             if layout != LAYOUT:
                 raise ValueError(f"weights: {str(path)!r} has the layout {layout!r}; this version runs {LAYOUT!r}")
-            sizes = {key: int(metadata[key]) for key in _SIZES if key in metadata}
-            if len(sizes) != len(_SIZES):
-                raise ValueError(f"weights: the metadata of {str(path)!r} lacks {sorted(set(_SIZES) - set(sizes))}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+            sizes = _sizes(metadata, str(path))
+            shapes = tensor_shapes(sizes)
+            names = set(file.keys())
+            if names != set(shapes):
+                wrong = ", ".join(repr(name) for name in sorted(names ^ set(shapes))[:3])
+                raise ValueError(f"weights: {str(path)!r} has missing or unknown tensors, among them {wrong}")
+            for name, shape in shapes.items():
+                view = file.get_slice(name)
+                dtype, found = view.get_dtype(), tuple(view.get_shape())
+                if dtype != "F32" or found != shape:
+                    raise ValueError(f"weights: {name!r} of {str(path)!r} is {dtype} {found}; expected F32 {shape}")
+            tensors = {name: file.get_tensor(name) for name in shapes}
     except SafetensorError as error:
         raise ValueError(f"weights: {str(path)!r} is no valid safetensors file ({error})") from None
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"weights: {name!r} of {str(path)!r} has values that are not finite")
     return Weights(str(weights), tensors, sizes, metadata)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
+
+
+def _sizes(metadata: dict[str, str], path: str) -> dict[str, int]:
+    sizes = {}
+    for key in _SIZES:
+        text = metadata.get(key, "")
+        if not text.isdecimal() or not 0 < int(text) <= 4096:
+            raise ValueError(f"weights: the metadata of {path!r} has {key} = {text!r}; expected a whole number from 1 to 4096")
+        sizes[key] = int(text)
+    if sizes["width"] % sizes["heads"]:
+        raise ValueError(f"weights: the width {sizes['width']} of {path!r} is no multiple of its {sizes['heads']} heads")
+    return sizes
+
+
+def tensor_shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a refiner of these sizes."""
+    d, f = sizes["width"], sizes["ffn"]
+    linear = {"embed": (d, sizes["features"]), "head": (sizes["outputs"], d)}
+    norms = ["norm"]
+    for i in range(sizes["layers"]):
+        layer = f"layers.{i}"
+        linear.update({f"{layer}.qkv": (3 * d, d), f"{layer}.proj": (d, d), f"{layer}.fc1": (f, d), f"{layer}.fc2": (d, f)})
+        norms += [f"{layer}.norm1", f"{layer}.norm2"]
+    shapes: dict[str, tuple[int, ...]] = {"joint_embedding": (NUM_JOINTS, d), "mask": (d,), "observed_gain": (1,)}
+    for name, shape in linear.items():
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+    for name in norms:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (d,)
+    return shapes

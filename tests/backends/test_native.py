@@ -50,6 +50,7 @@ def random_weights(layers: int = 12) -> Weights:
             value = noise * (0.3 if name in ("embed.weight", "joint_embedding", "mask") else 0.06)
         tensors[name] = value.numpy()
     tensors["head.weight"] *= 0.02 / 0.06
+    tensors["observed_gain"] = np.full(1, 0.8, np.float32)
     sizes = {"layers": layers, "heads": 8, "width": 128, "ffn": 256, "features": 8, "outputs": 4}
     return Weights("random", tensors, sizes, {})
 

@@ -66,6 +66,18 @@ def test_masked_joints_enter_as_mask() -> None:
     assert (model(features) - model(other)).abs().max() > 1e-3
 
 
+def test_the_gain_is_for_observed_joints_alone() -> None:
+    model = JointRefiner()
+    torch.nn.init.normal_(model.head.weight)
+    features = torch.randn(2, 14, 8)
+    features[..., 3] = torch.arange(28).view(2, 14) % 3 != 0
+    before = model(features)
+    model.observed_gain.fill_(0.5)
+    factor = torch.ones(2, 14, 4)
+    factor[..., :3][features[..., 3] > 0.5] = 0.5
+    torch.testing.assert_close(model(features), before * factor)
+
+
 def test_joints_are_told_apart() -> None:
     model = JointRefiner()
     torch.nn.init.normal_(model.head.weight)
