@@ -44,7 +44,9 @@ def pretrain_refiner(
 def export_refiner(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of pretrain-refiner.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
-    gain: Annotated[float, typer.Option(help="Factor of the corrections of observed joints.", min=0, max=1)] = 1.0,
+    gain: Annotated[
+        float | None, typer.Option(help="Factor of observed joints' corrections; validation's choice without it.", min=0, max=1)
+    ] = None,
 ) -> None:
     """Writes a checkpoint's refiner (the averaged weights, where it has them) as safetensors."""
     from training.refiner import export

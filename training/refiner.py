@@ -19,7 +19,7 @@ from training import losses
 from training.config import Experiment, OptimConfig
 from training.data.nyu import TRAINING, VALIDATION, read_published
 from training.data.stream import PoseStream, TrainingBatch
-from training.validation import fill_error, gains, gaussian_fill_error, hidden_patterns
+from training.validation import GAINS, fill_error, gains, gaussian_fill_error, hidden_patterns
 
 
 def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
@@ -89,9 +89,16 @@ class RefinerTraining(L.LightningModule):
         self.hidden = hidden_patterns(len(self.subject2.groundtruth), 4)
         self.gaussian_mm = gaussian_fill_error(published.groundtruth[TRAINING], self.subject2.groundtruth, self.hidden)
 
+    def on_train_epoch_start(self) -> None:
+        self.best_model.observed_gain.fill_(1.0)
+
     def validation_step(self, _: Any, __: int) -> None:
         model = self.best_model.eval()
-        after, training = gains(model, self.subject2), gains(model, self.subject1)
+        by_factor = gains(model, self.subject2, GAINS)
+        factor, after = max(by_factor.items(), key=lambda item: item[1].score)
+        training = gains(model, self.subject1, (factor,))[factor]
+        self.log("val/score", after.score, prog_bar=True)
+        self.log("val/observed_gain", factor)
         self.log("val/gain", after.mean, prog_bar=True)
         self.log("val/improved", float(after.improved), prog_bar=True)
         self.log("val/worst", after.worst, prog_bar=True)
@@ -99,6 +106,7 @@ class RefinerTraining(L.LightningModule):
         self.log("val/subject1_worst", training.worst)
         self.log("val/hidden4_mm", fill_error(model, self.subject2.groundtruth, self.hidden), prog_bar=True)
         self.log("val/hidden4_gaussian_mm", self.gaussian_mm)
+        model.observed_gain.fill_(factor)  # for the checkpoint, which is written next
 
 
 class PoseData(L.LightningDataModule):
@@ -122,22 +130,16 @@ class PoseData(L.LightningDataModule):
 
 
 def pretrain(experiment: Experiment, out: Path, resume: bool, threads: int) -> Path:
-    """Trains, or goes on with, an experiment; returns the best checkpoint by validation gain.
+    """Trains, or goes on with, an experiment; returns the best checkpoint by validation score.
 
-    Checkpoints: ``out/last.ckpt`` after each epoch, ``out/best-*.ckpt``; logs: ``out/metrics.csv`` and TensorBoard.
+    Checkpoints: ``out/last.ckpt`` after each epoch, ``out/best-*.ckpt``; logs: ``out/csv`` and ``out/tensorboard``.
     """
     torch.set_num_threads(threads)
     L.seed_everything(experiment.seed)
     module = RefinerTraining(experiment)
-    best = L.pytorch.callbacks.ModelCheckpoint(
-        out,
-        monitor="val/gain",
-        mode="max",
-        save_top_k=3,
-        save_last=True,
-        filename="best-{epoch}",
-        auto_insert_metric_name=False,
-    )
+    checkpoint_callback = partial(L.pytorch.callbacks.ModelCheckpoint, out, auto_insert_metric_name=False)
+    best = checkpoint_callback(monitor="val/score", mode="max", save_top_k=3, filename="best-{epoch}")
+    latest = checkpoint_callback(filename="last", enable_version_counter=False)
     trainer = L.Trainer(
         default_root_dir=out,
         max_epochs=experiment.trainer.epochs,
@@ -146,7 +148,7 @@ def pretrain(experiment: Experiment, out: Path, resume: bool, threads: int) -> P
         precision=experiment.trainer.precision,  # type: ignore[arg-type]
         gradient_clip_val=experiment.optim.clip or None,
         reload_dataloaders_every_n_epochs=1,
-        callbacks=[best, L.pytorch.callbacks.LearningRateMonitor()],
+        callbacks=[best, latest, L.pytorch.callbacks.LearningRateMonitor()],
         logger=[L.pytorch.loggers.CSVLogger(out, "csv", ""), L.pytorch.loggers.TensorBoardLogger(out, "tensorboard", "")],
         log_every_n_steps=50,
         num_sanity_val_steps=0,
@@ -175,10 +177,11 @@ def load_checkpoint(checkpoint: Path) -> tuple[JointRefiner, dict[str, Any]]:
     return model.eval(), {"experiment": experiment, "steps": content["global_step"]}
 
 
-def export(checkpoint: Path, out: Path, gain: float) -> None:
-    """Writes the refiner of a checkpoint as safetensors; ``gain`` multiplies the corrections of observed joints."""
+def export(checkpoint: Path, out: Path, gain: float | None = None) -> None:
+    """Writes the refiner of a checkpoint as safetensors; ``gain`` replaces the factor that validation chose."""
     model, run = load_checkpoint(checkpoint)
-    model.observed_gain.fill_(gain)
+    if gain is not None:
+        model.observed_gain.fill_(gain)
     experiment = run["experiment"]
     model.save(
         out,
@@ -187,7 +190,7 @@ def export(checkpoint: Path, out: Path, gain: float) -> None:
             "seed": str(experiment["seed"]),
             "steps": str(run["steps"]),
             "batch_size": str(experiment["trainer"]["batch_size"]),
-            "observed_gain": f"{gain:g}",
+            "observed_gain": f"{model.observed_gain.item():g}",
             "license": "Apache-2.0",
         },
     )

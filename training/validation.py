@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,21 +53,31 @@ class Gains:
     def worst(self) -> float:
         return min(self.relative.values())
 
+    @property
+    def score(self) -> float:
+        """What a model is selected by: the mean gain, less the worst method's harm. No method may get worse."""
+        return self.mean + min(0.0, self.worst)
 
-def gains(model: Model, published: Published) -> Gains:
-    """Mean joint error of every method before and after refinement."""
+
+GAINS = (0.25, 0.5, 0.75, 1.0)
+"""Factors of the corrections of observed joints among which validation chooses."""
+
+
+def gains(model: Model, published: Published, factors: Sequence[float] = (1.0,)) -> dict[float, Gains]:
+    """Mean joint error of every method before and after refinement, by the factor that its corrections are multiplied by."""
     names = list(published.predictions)
-    refined = refine_poses(model, np.concatenate([published.predictions[n] for n in names])).reshape(len(names), -1, 14, 3)
-    truth = published.groundtruth
-    return Gains(
-        {
-            name: (
-                float(np.linalg.norm(published.predictions[name] - truth, axis=-1).mean()),
-                float(np.linalg.norm(after - truth, axis=-1).mean()),
-            )
-            for name, after in zip(names, refined, strict=True)
-        }
-    )
+    poses = np.stack(list(published.predictions.values()))
+    refined = refine_poses(model, poses.reshape(-1, 14, 3)).reshape(poses.shape)
+
+    def errors(factor: float) -> np.ndarray:
+        after = poses + factor * (refined - poses)
+        return np.asarray(np.linalg.norm(after - published.groundtruth, axis=-1).mean((1, 2)))
+
+    before = errors(0.0)
+    return {
+        factor: Gains({n: (float(a), float(b)) for n, a, b in zip(names, before, errors(factor), strict=True)})
+        for factor in factors
+    }
 
 
 def hidden_patterns(frames: int, count: int, seed: int = 0) -> Tensor:

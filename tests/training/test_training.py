@@ -19,7 +19,7 @@ from training.config import Experiment, OptimConfig, TrainerConfig, read_experim
 from training.data.nyu import read_published  # noqa: E402
 from training.data.stream import DataConfig, PoseStream  # noqa: E402
 from training.refiner import RefinerTraining, export, learning_rate, load_checkpoint, pretrain  # noqa: E402
-from training.validation import fill_error, gaussian_fill_error, hidden_patterns, refine_poses  # noqa: E402
+from training.validation import GAINS, Gains, fill_error, gains, gaussian_fill_error, hidden_patterns, refine_poses  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs" / "refiner"
 
@@ -193,6 +193,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_export_writes_the_averaged_weights(experiment: Experiment, tmp_path: Path) -> None:
     best = quiet_pretrain(experiment, tmp_path, False, 1)
     model, _ = load_checkpoint(best)
+    chosen = model.observed_gain.item()
+    assert chosen in GAINS
+    export(best, tmp_path / "chosen.safetensors")
+    assert JointRefiner.load(tmp_path / "chosen.safetensors").observed_gain.item() == chosen
+    model.observed_gain.fill_(1.0)
     export(best, tmp_path / "out.safetensors", 0.5)
     exported = JointRefiner.load(tmp_path / "out.safetensors")
     features = torch.ones(4, 14, 8)
@@ -202,6 +207,30 @@ def test_export_writes_the_averaged_weights(experiment: Experiment, tmp_path: Pa
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="not a checkpoint of pretrain-refiner"):
         export(tmp_path / "other.ckpt", tmp_path / "out.safetensors", 1.0)
+
+
+def test_a_model_is_scored_by_its_mean_gain_less_the_worst_harm() -> None:
+    helped = Gains({"a": (10.0, 9.0), "b": (20.0, 19.0)})
+    assert helped.mean == helped.score == pytest.approx(0.075)
+    assert (helped.improved, helped.worst) == (2, pytest.approx(0.05))
+    harmed = Gains({"a": (10.0, 9.0), "b": (20.0, 20.4)})
+    assert harmed.score == pytest.approx(0.04 - 0.02)
+    assert harmed.improved == 1
+
+
+def test_gains_at_several_factors(small_folder: Path) -> None:
+    published = read_published(small_folder).frames(slice(0, 40))
+    model = JointRefiner(RefinerConfig(layers=1)).eval()
+    with torch.no_grad():
+        model.head.bias[0] = 0.1  # moves every joint by 10 mm along x
+    by_factor = gains(model, published, (0.0, 0.5, 1.0))
+    moved = published.predictions["weak"] + [5.0, 0, 0]
+    before, after = by_factor[0.5].by_method["weak"]
+    assert before == pytest.approx(
+        np.linalg.norm(published.predictions["weak"] - published.groundtruth, axis=-1).mean(), rel=1e-5
+    )
+    assert after == pytest.approx(np.linalg.norm(moved - published.groundtruth, axis=-1).mean(), rel=1e-5)
+    assert by_factor[0.0].mean == pytest.approx(0, abs=1e-9)
 
 
 def test_one_batch_can_be_learned_by_heart(experiment: Experiment) -> None:
