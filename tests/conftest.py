@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import jointbert
+from jointbert.backends.layout import LAYOUT
+from jointbert.weights import tensor_shapes
 
 DATA = Path(os.environ.get("JOINTBERT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -39,23 +41,23 @@ def poses() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weight file in which every tensor matters: an untrained refiner's head is zero."""
-    torch = pytest.importorskip("torch")
-    from jointbert.models import JointRefiner
+    """A weight file in which every tensor matters: an untrained refiner's head is zero. Made without torch."""
+    from safetensors.numpy import save_file
 
-    generator = torch.Generator().manual_seed(3)
-    model = JointRefiner()
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith(("norm1.weight", "norm2.weight")) or name == "norm.weight":
-                tensor.copy_(1 + 0.1 * noise)
-            elif tensor.ndim == 1:
-                tensor.copy_(0.05 * noise)
-            else:
-                tensor.copy_(noise * tensor.shape[-1] ** -0.5)
-        model.head.weight *= 0.2
-        model.observed_gain.fill_(0.8)
+    rng = np.random.default_rng(3)
+    sizes = {"layers": 12, "heads": 8, "width": 128, "ffn": 256, "features": 8, "outputs": 4}
+    tensors = {}
+    for name, shape in tensor_shapes(sizes).items():
+        noise = rng.normal(size=shape)
+        if "norm" in name and name.endswith("weight"):
+            value = 1 + 0.1 * noise
+        elif len(shape) == 1:
+            value = 0.05 * noise
+        else:
+            value = noise * shape[-1] ** -0.5
+        tensors[name] = value.astype(np.float32)
+    tensors["head.weight"] *= 0.2
+    tensors["observed_gain"] = np.full(1, 0.8, np.float32)
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    model.save(path, {"name": "random"})
+    save_file(tensors, path, metadata={"layout": LAYOUT, "name": "random", **{k: str(v) for k, v in sizes.items()}})
     return path

@@ -177,6 +177,8 @@ MUTATORS = [
 
 @pytest.mark.parametrize(("backend", "cases"), [("native", CASES), ("torch", CASES // 10)])
 def test_ten_thousand(backend: str, cases: int, random_weights: Path, poses: np.ndarray) -> None:
+    if backend == "torch":
+        pytest.importorskip("torch")
     refiner = Refiner(random_weights, backend=backend)
     rng = np.random.default_rng(2026)
     seen = {"error": 0, "kept": 0, "refined": 0}

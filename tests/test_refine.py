@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypothesis.extra.numpy import arrays
 import jointbert
 from jointbert import JOINT_NAMES, JointbertWarning, Refiner, Status
 
-BACKENDS = ["native", "torch"]
+BACKENDS = ["native", pytest.param("torch", marks=pytest.mark.skipif(not find_spec("torch"), reason="torch is not installed"))]
 relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -410,15 +411,17 @@ def test_pickled_and_copied(refiner: Refiner, poses: np.ndarray) -> None:
 def test_the_same_relative_path_elsewhere_is_another_file(
     tmp_path: Path, random_weights: Path, poses: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jointbert.models import JointRefiner
+    from safetensors.numpy import load_file, save_file
+
+    from jointbert.weights import load_weights
 
     results = []
     for i, name in enumerate(("one", "two")):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        model = JointRefiner.load(random_weights)
-        model.head.bias.data += i
-        model.save("mine.safetensors")
+        tensors = load_file(random_weights)
+        tensors["head.bias"] = tensors["head.bias"] + i
+        save_file(tensors, "mine.safetensors", metadata=load_weights(random_weights).metadata)
         os.utime("mine.safetensors", (1, 1))
         results.append(jointbert.refine(poses[0], weights="mine.safetensors"))
     assert np.abs(results[0] - results[1]).max() > 50
@@ -460,7 +463,8 @@ def test_a_changed_weight_file_is_read_again(tmp_path: Path, random_weights: Pat
 
 
 def test_backends_agree(random_weights: Path, poses: np.ndarray) -> None:
-    native, reference = (Refiner(random_weights, backend=b)(poses, return_details=True) for b in BACKENDS)
+    pytest.importorskip("torch")
+    native, reference = (Refiner(random_weights, backend=b)(poses, return_details=True) for b in ("native", "torch"))
     np.testing.assert_allclose(native.joints, reference.joints, atol=1e-3)
     np.testing.assert_allclose(native.sigma, reference.sigma, rtol=1e-4)
 
