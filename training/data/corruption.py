@@ -41,8 +41,8 @@ class Corruption:
     offset_mm: float = 4.0
     """Standard deviation of a whole-hand offset, along each axis."""
     confidence_known: float = 0.5
-    confidence_wrong: float = 0.04
-    """Rate at which a confidence has nothing to do with its joint's error."""
+    confidence_wrong: float = 0.05
+    """Rate at which a confidence is high whatever the joint's error: the mistake that heatmaps make."""
     error_known: float = 0.5
     error_noise: float = 0.25
     """Standard deviation of the logarithm of a given error size."""
@@ -98,14 +98,16 @@ def simulate_confidence(error: Tensor, config: Corruption, g: Generator) -> Tens
     """``(B, 14)`` heatmap peaks in [0, 1] that fall with the joints' error ``(B, 14)`` mm; NaN where unknown.
 
     Each pose has its own estimator: how fast its confidence falls (to 1/e at 10 to 40 mm), how high it can get, how noisy
-    it is. At a stated rate a joint's confidence is drawn at random.
+    it is. At a stated rate a joint's confidence is high whatever its error. The opposite, a low one on a joint that is right,
+    comes from the noise alone: drawn at random, it taught the refiner to take every low confidence on a plausible joint for
+    a mistake of the confidence.
     """
     n = len(error)
     fall = log_uniform((n, 1), 10, 40, g)
     peak = rand((n, 1), 0.5, 1, g)
     noisy = (-error / fall + rand((n, 1), 0.05, 0.4, g) * torch.randn(n, 14, generator=g)).exp().clamp(max=1) * peak
     wrong = torch.rand(n, 14, generator=g) < config.confidence_wrong
-    confidence = torch.where(wrong, torch.rand(n, 14, generator=g), noisy)
+    confidence = torch.where(wrong, peak * rand((n, 14), 0.7, 1, g), noisy)
     return confidence.masked_fill(torch.rand(n, 1, generator=g) >= config.confidence_known, torch.nan)
 
 
