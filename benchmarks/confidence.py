@@ -3,7 +3,8 @@
     python benchmarks/confidence.py --data DIR
 
 1. All joints have confidence 0.9 but one, which gets 0.9, 0.5 and 0.1 in turn: how far does it move?
-2. With a confidence simulated from each joint's error (noisy, one in 20 high whatever the error): is the error below that without?
+2. With a confidence simulated from each joint's error (noisy, one in 20 high whatever the error): is the error below that
+   without?
 """
 
 from __future__ import annotations
