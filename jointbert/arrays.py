@@ -36,11 +36,11 @@ def to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
 
 
 def _to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
+    if isinstance(value, np.ndarray):
+        return _from_bfloat16(_unmasked(value, name))
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _from_torch(torch, value, name)
-    if isinstance(value, np.ndarray):
-        return _from_bfloat16(_unmasked(value, name))
     if isinstance(value, (list, tuple)):
         return _from_list(value, name), _identity
     if isinstance(value, (int, float, np.generic)):

@@ -375,6 +375,9 @@ def _report(result: Result, units: str, mirror: np.ndarray | None, stacklevel: i
 
 def _looks_right(result: Result) -> bool:
     """Nothing to say of any frame: the usual case, found out in a few microseconds."""
+    if len(result.status) == 1:  # in plain numbers: right after a pose, all that Python does is done with cold caches
+        size, side = result.size_mm.item(), result.chirality.item()
+        return result.status.item() == 0 and _PLAUSIBLE_MM[0] <= size <= _PLAUSIBLE_MM[1] and not side > _MIRRORED_MM
     if result.status.any():
         return False
     smallest, largest = result.size_mm.min(), result.size_mm.max()

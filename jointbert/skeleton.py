@@ -7,6 +7,7 @@ the 36 that the NYU Hand Pose data set annotates (Tompson et al., ACM TOG 2014).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import lru_cache
 
 import numpy as np
 
@@ -74,11 +75,11 @@ def resolve_order(order: str | Sequence[str]) -> np.ndarray:
             raise ValueError(
                 f"order: {order!r} is no named order; expected one of {', '.join(map(repr, ORDERS))} or 14 joint names"
             )
-        names: Sequence[str] = ORDERS[order]
+        return _permutation(ORDERS[order])
     else:
         if isinstance(order, (Set, Mapping)) or not isinstance(order, Iterable):  # a set has no order
             raise TypeError(f"order: got {type(order).__name__}; expected a named order or a sequence of 14 joint names")
-        names = list(order)
+        names = tuple(order)
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"order: got an element of type {type(name).__name__}; expected joint names as strings")
@@ -88,5 +89,11 @@ def resolve_order(order: str | Sequence[str]) -> np.ndarray:
             missing = [n for n in JOINT_NAMES if n not in names]
             detail = f"missing {', '.join(missing)}" if missing else "some stand there twice"
             raise ValueError(f"order: got {len(names)} names; expected each of the 14 joint names exactly once ({detail})")
-    position = {name: i for i, name in enumerate(names)}
-    return np.array([position[name] for name in JOINT_NAMES], dtype=np.int32)
+    return _permutation(names)
+
+
+@lru_cache(maxsize=64)
+def _permutation(names: tuple[str, ...]) -> np.ndarray:
+    permutation = np.array([names.index(name) for name in JOINT_NAMES], dtype=np.int32)
+    permutation.flags.writeable = False  # every call gets the same one
+    return permutation
