@@ -25,12 +25,13 @@ def _pyplot() -> Any:
 
 
 def draw_hand(
-    axes: Any, joints: np.ndarray, dims: tuple[int, int] = (0, 1), colour: str | None = None, width: float = 7
+    axes: Any, joints: np.ndarray, dims: tuple[int, int] = (0, 1), colour: str | None = None, width: float = 7, layer: int = 3
 ) -> None:
     """Draws ``(14, 3)`` joints as rounded bones over the palm's triangle, far ones first.
 
     Args:
         axes: matplotlib axes. dims: which two coordinates to show. colour: one for all; ``None``: one a finger.
+        width: of the bones, points. layer: hands of a higher one hide those of a lower.
     """
     depth_axis = ({0, 1, 2} - set(dims)).pop()
     triangle = joints[[PALM_SIDES[0][0], PALM_SIDES[0][1], 13]][:, dims]
@@ -46,9 +47,9 @@ def draw_hand(
             solid_capstyle="round",
             solid_joinstyle="round",
             alpha=0.9,
-            zorder=3 - order / 1e4,
+            zorder=layer - order / 1e4,
         )
-        axes.plot(x[:-1], y[:-1], "o", color="white", ms=width * 0.45, zorder=4)
+        axes.plot(x[:-1], y[:-1], "o", color="white", ms=width * 0.45, zorder=layer + 0.5)
 
 
 def before_after(path: str | Path, groundtruth: np.ndarray, prediction: np.ndarray, refined: np.ndarray) -> None:
@@ -64,7 +65,7 @@ def before_after(path: str | Path, groundtruth: np.ndarray, prediction: np.ndarr
         error = float(np.linalg.norm(joints - groundtruth, axis=-1).mean())
         for row, (dims, view) in enumerate((((0, 1), "front"), ((2, 1), "side"))):
             axes = grid[row][column]
-            draw_hand(axes, groundtruth - centre, dims, colour="#c9c9c9", width=11)
+            draw_hand(axes, groundtruth - centre, dims, colour="#c9c9c9", width=11, layer=1)
             draw_hand(axes, joints - centre, dims, width=5)
             for true, got in zip(groundtruth - centre, joints - centre, strict=True):
                 axes.plot(*np.stack([true, got])[:, dims].T, color="#222222", lw=1.2, zorder=5)
