@@ -16,12 +16,12 @@ import typer
 from jointbert import __version__
 from jointbert.backends import Status
 from jointbert.camera import Camera
-from jointbert.evaluation.metrics import NYU_RANGES, NYU_TEST_FRAMES, Accuracy, accuracy, joint_errors, relative_gain
+from jointbert.evaluation.metrics import NYU_RANGES, NYU_TEST_FRAMES, SELECTED, Accuracy, accuracy, joint_errors, relative_gain
 from jointbert.evaluation.textformat import read_frames, read_joints, write_joints
 from jointbert.refine import HANDS, Refined, Refiner
 from jointbert.skeleton import ORDERS
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Refines 3D hand poses of 14 joints.", rich_markup_mode=None)
+app = typer.Typer(add_completion=False, help="Refines 3D hand poses of 14 joints.", rich_markup_mode=None)
 
 FormatOption = Annotated[str, typer.Option("--format", help="What a line holds: uvd (pixels, pixels, mm) or xyz (mm).")]
 CameraOption = Annotated[str | None, typer.Option(help="For uvd: nyu, or fx,fy,cx,cy in pixels.")]
@@ -155,8 +155,9 @@ def evaluate(
             filled = joint_errors(after, truth)[missing]
             filled = filled[np.isfinite(filled)]
         ranges = {"all frames": slice(None)}
-        if len(truth) == NYU_TEST_FRAMES:
-            ranges.update(NYU_RANGES)
+        nyu = len(truth) in (NYU_TEST_FRAMES, NYU_RANGES[SELECTED].stop)  # all, or the part before the clean frames
+        if nyu:
+            ranges.update({name: rows for name, rows in NYU_RANGES.items() if rows.start < len(truth)})
         figures = {
             where: {name: accuracy(joints[rows], truth[rows]) for name, joints in poses.items()}
             for where, rows in ranges.items()
@@ -164,10 +165,10 @@ def evaluate(
         _print_accuracy(figures)
         if filled is not None and len(filled):
             typer.echo(f"{len(filled)} missing joints were filled in, with a mean error of {filled.mean():.2f} mm")
-        if len(truth) == NYU_TEST_FRAMES:
+        if nyu:
             typer.echo(
-                "\nThese look like NYU's 8,252 test frames. The shipped weights were trained on frames 0-2439 and selected on\n"
-                "2440-4375: only frames 4376-8251 tell what refinement does on data it has not seen."
+                f"\nThese {len(truth):,} frames look like NYU's test frames. The shipped weights were trained on 0-2439\n"
+                "and selected on 2440-4375: only frames 4376-8251 tell what refinement does on data it has not seen."
             )
         if json_file is not None:
             content: dict[str, Any] = {
@@ -238,7 +239,7 @@ def demo(
         ):
             gain = "" if label == "predicted" else f"{100 * relative_gain(before.mean(), value):+8.1f} %"
             typer.echo(f"  {label:42s}{value:8.2f}{gain}")
-        typer.echo(f"  {'middle finger hidden, filled in: its joints':42s}{errors(filled)[:, 4:6].mean():8.2f}")
+        typer.echo(f"  {'middle finger, hidden (it moves at random)':42s}{errors(filled)[:, 4:6].mean():8.2f}")
         if picture is not None:
             from jointbert.evaluation.figures import before_after
 
@@ -295,6 +296,8 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Entry point of the command ``jointbert``."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
         code = app(standalone_mode=False)  # a wrong option is one sentence, too, without the usage above it
     except Exception as error:

@@ -249,12 +249,14 @@ def _cached_refiner(weights: Any, backend: Any) -> Refiner:
     if not isinstance(weights, (str, os.PathLike)) or not isinstance(backend, str):
         return Refiner(weights, backend)  # which says what is wrong
     path = os.fspath(weights)
+    if isinstance(weights, str) and os.path.basename(path) == path and not path.endswith(".safetensors"):
+        return _load(path, None, backend)  # a shipped name, whatever file is called so
     try:
         stat = os.stat(path)
     except (OSError, ValueError):
-        return _load(path, None, backend)
-    if isinstance(weights, str) and os.path.basename(path) == path and not path.endswith(".safetensors"):
-        return _load(path, None, backend)  # a shipped name, whatever else is called so
+        stat = None
+    if stat is None:
+        return Refiner(weights, backend)  # which says what is wrong
     return _load(os.path.abspath(path), (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size), backend)
 
 

@@ -9,8 +9,8 @@ try:
     from jointbert import _core
 except ImportError as error:
     raise ImportError(
-        f"jointbert: the native module jointbert._core can't be loaded ({error}): it was never built in this source tree, "
-        "or is of another Python's build; install jointbert with pip"
+        f"jointbert: the native module jointbert._core can't be loaded ({error}). In a checkout the sources hide an installed "
+        "package: run from another folder, or pip install -e . there; elsewhere, install jointbert with this Python's pip"
     ) from error
 
 _SIZES = {"heads": _core.HEADS, "width": _core.WIDTH, "ffn": _core.FFN, "features": _core.FEATURES, "outputs": _core.OUTPUTS}

@@ -77,7 +77,7 @@ def before_after(path: str | Path, groundtruth: np.ndarray, prediction: np.ndarr
             for spine in axes.spines.values():
                 spine.set_visible(False)
         grid[0][column].set_title(f"{name}: {error:.1f} mm mean error", fontsize=13)
-    figure.suptitle("grey: the true hand; black: what is wrong", fontsize=10, color="#555555")
+    figure.suptitle("grey: the true hand; black lines: each joint's error", fontsize=10, color="#555555")
     limits = np.array([(axes.get_xlim(), sorted(axes.get_ylim())) for axes in grid.flat])
     for axes in grid.flat:  # one scale everywhere
         axes.set_xlim(limits[:, 0, 0].min(), limits[:, 0, 1].max())

@@ -665,5 +665,7 @@ def test_a_module_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "jointbert._core", None)
     monkeypatch.delattr(jointbert, "_core")
     monkeypatch.delitem(sys.modules, "jointbert.backends.native")
-    with pytest.raises(ImportError, match=r"the native module jointbert\._core can't be loaded .*; install jointbert"):
+    with pytest.raises(
+        ImportError, match=r"the native module jointbert\._core can't be loaded .* checkout .*; elsewhere, install jointbert"
+    ):
         importlib.import_module("jointbert.backends.native")

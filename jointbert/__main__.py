@@ -1,0 +1,5 @@
+"""``python -m jointbert``."""
+
+from jointbert.cli import main
+
+main()
