@@ -21,14 +21,8 @@ if __name__ == "__main__":  # a script in a checkout: the repository's root is w
 
 import jointbert
 from benchmarks.baselines import BASELINES
-from jointbert.evaluation.metrics import relative_gain
+from jointbert.evaluation.metrics import NYU_RANGES, relative_gain
 from training.data.nyu import read_published
-
-RANGES = {
-    "frames 0-2439 (subject 1, trained on)": slice(0, 2440),
-    "frames 2440-4375 (subject 2, weights selected on)": slice(2440, 4376),
-    "frames 4376-8251 (subject 2, never seen)": slice(4376, 8252),
-}
 
 
 def mean_error(poses: np.ndarray, truth: np.ndarray) -> float:
@@ -41,7 +35,7 @@ def measure(data: Path, weights: str, backend: str, threads: int) -> dict[str, d
     published = read_published(data)
     frames = len(published.groundtruth)
     refiner = jointbert.Refiner(weights, backend, threads)
-    ranges = {name: rows for name, rows in RANGES.items() if rows.start < frames}
+    ranges = {name: rows for name, rows in NYU_RANGES.items() if rows.start < frames}
     result: dict[str, dict[str, dict[str, float]]] = {name: {} for name in ranges}
     with typer.progressbar(published.predictions.items(), label="methods", file=sys.stderr) as methods:
         for method, poses in methods:
@@ -58,7 +52,7 @@ def measure(data: Path, weights: str, backend: str, threads: int) -> dict[str, d
 def print_range(name: str, methods: dict[str, dict[str, float]]) -> None:
     """One table."""
     columns = ["refine()", *BASELINES]
-    print(f"\n{name}: {len(methods)} methods; mean joint error in mm, relative gain in %")
+    print(f"\nframes {name}: {len(methods)} methods; mean joint error in mm, relative gain in %")
     print(f"{'method':34s}{'before':>8s}{'after':>8s}" + "".join(f"{c:>11s}" for c in columns))
     gains = {c: [relative_gain(row["before"], row[c]) for row in methods.values()] for c in columns}
     for i, (method, row) in enumerate(methods.items()):
