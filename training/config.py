@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from jointbert.models.refiner import RefinerConfig
+from jointbert.models.sequence import SequenceConfig
+from training.data.clips import ClipConfig
 from training.data.stream import DataConfig
 
 T = TypeVar("T")
@@ -31,6 +33,9 @@ class OptimConfig:
     clip: float = 1.0
     ema: float = 0.999
     """Decay of the averaged weights, which are those that are validated and exported; 0: no average."""
+    second_pass: float = 0.0
+    """Share of each batch that the refiner sees a second time: its own result, with its own sigma as the expected error. It
+    learns to let that be."""
     loss: Literal["likelihood", "l2"] = "likelihood"
     """``l2``: the thesis's. ``likelihood``: Euclidean errors relative to the corruption's size, and an honest sigma."""
 
@@ -60,8 +65,28 @@ class Experiment:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-def read_experiment(path: str | Path) -> Experiment:
-    """Reads an experiment.
+@dataclass(frozen=True)
+class SequenceExperiment:
+    """One training run of the sequence refiner, on a refiner that stays as it is."""
+
+    name: str
+    seed: int = 0
+    first: str = "nyu14"
+    """The refiner: shipped weights by name, or a safetensors file."""
+    model: SequenceConfig = field(default_factory=SequenceConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    smoothness: float = 0.2
+    """Weight of the accelerations' error in the loss."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+E_ = TypeVar("E_", Experiment, SequenceExperiment)
+
+
+def read_experiment(path: str | Path, kind: type[E_] = Experiment) -> E_:  # type: ignore[assignment]
+    """Reads an experiment of a kind.
 
     Raises:
         ValueError: no valid yaml, an unknown key or a value of the wrong kind, named by its place in the file.
@@ -71,7 +96,7 @@ def read_experiment(path: str | Path) -> Experiment:
             content = yaml.safe_load(file)
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: no valid yaml ({error})") from None
-    return _build(Experiment, content, str(path))
+    return _build(kind, content, str(path))
 
 
 def _build(kind: type[T], content: object, where: str) -> T:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.data.bank import PairBank
+from training.data.bank import PoseBank
 from training.data.corruption import Corruption, simulate_confidence
 from training.data.error_model import ErrorModel
 from training.data.hand import axis_rotations, build, palm_frame, rand, sample_directions
@@ -17,7 +17,7 @@ from training.data.nyu import TRAINING, read_published
 def make_demo(nyu: Path, out: Path, frames: int = 256, seed: int = 14) -> None:
     """Writes ``frames`` procedural hands half a metre to a metre away, palm to the camera give or take 40 degrees."""
     g = torch.Generator().manual_seed(seed)
-    errors = ErrorModel.fit(PairBank(read_published(nyu).frames(TRAINING)))
+    errors = ErrorModel.fit(PoseBank(read_published(nyu).frames(TRAINING)))
     local = build(sample_directions(frames, g), g) * rand((frames, 1, 1), 0.7, 1.05, g)
     predicted = local + 1.5 * errors.sample(frames, g)  # unseen subjects: half as much again
 

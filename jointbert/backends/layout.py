@@ -23,3 +23,20 @@ MIN_JOINTS = 4
 HAND_SIZE_MM = (8.0, 150.0)
 """A frame whose observed joints have another root mean square distance from their mean is not a hand: an adult's open hand
 has 60 to 95 mm, a fist 25 to 35; one joint half a metre away adds some 60."""
+
+SEQUENCE_LAYOUT = "sequence14-blocks-bones"
+"""The sequence refiner's features, ``(B, 14, 63)``, on top of the pose's: see `jointbert.models.sequence`."""
+
+BLOCKS = ((1, 1), (2, 2), (3, 3), (4, 6), (7, 11), (12, 20))
+"""First and last distance, in frames, of the neighbours that are averaged: once in the past, once in the future."""
+STEP_UNIT_MM = 10.0
+"""Unit of differences between frames and of bone lengths' deviations."""
+SEQUENCE_FEATURES = 2 * len(BLOCKS) * 4 + 3 + 2 * 5 + 2
+CUT_MM = 60.0
+"""The median joint moves further than this between two frames: a cut. The neighbours beyond it are not looked at."""
+KNOWN_FRAMES = 8
+"""So many frames of a person are needed before bone lengths and roughness count as known."""
+HISTORY_FRAMES = 512
+"""A stream takes bone lengths and roughness from so many last frames."""
+ROUGHNESS_FLOOR_MM = 0.1
+"""Added to a joint's acceleration (mm per frame squared) before its logarithm is averaged."""

@@ -95,12 +95,16 @@ class JointRefiner(nn.Module):
             self.head.bias[3] = math.log(10 / SCALE_MM)
 
     def forward(self, features: Tensor) -> Tensor:  # [B, 14, 8] -> [B, 14, 4]
+        return self.hidden_and_output(features)[1]
+
+    def hidden_and_output(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The last layer's hidden states ``(B, 14, 128)``, before the final norm, and the output."""
         observed = features[..., 3:4] > 0.5
         x = torch.where(observed, self.embed(features), self.mask) + self.joint_embedding
         for layer in self.layers:
             x = layer(x)
         out: Tensor = self.head(self.norm(x))
-        return torch.cat([out[..., :3] * torch.where(observed, self.observed_gain, 1.0), out[..., 3:]], -1)
+        return x, torch.cat([out[..., :3] * torch.where(observed, self.observed_gain, 1.0), out[..., 3:]], -1)
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
         """Writes the weights as safetensors; the metadata names the layout, the sizes and whatever ``metadata`` adds."""

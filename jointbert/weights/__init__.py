@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from jointbert.backends.layout import LAYOUT
+from jointbert.backends.layout import LAYOUT, SEQUENCE_LAYOUT
 from jointbert.skeleton import NUM_JOINTS
 
 _FOLDER = Path(__file__).parent
+_SEQUENCE = "-sequence"
+"""What the name of a second stage's file adds to that of its refiner's."""
 _SIZES = ("layers", "heads", "width", "ffn", "features", "outputs")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A refiner's weights: tensors by name (float32), sizes, and the file's metadata."""
+    """A refiner's weights, or its second stage's: tensors by name (float32), sizes, the file and its metadata."""
 
     name: str
     tensors: dict[str, np.ndarray]
     sizes: dict[str, int]
     metadata: dict[str, str]
+    path: Path
 
 
 def shipped() -> list[str]:
     """Names of the weights that come with the package."""
-    return sorted(p.stem for p in _FOLDER.glob("*.safetensors"))
+    return sorted(p.stem for p in _FOLDER.glob("*.safetensors") if not p.stem.endswith(_SEQUENCE))
 
 
 def load_weights(weights: str | os.PathLike[str] = "nyu14") -> Weights:
@@ -48,32 +53,63 @@ def load_weights(weights: str | os.PathLike[str] = "nyu14") -> Weights:
     elif not _is_file(path):
         raise ValueError(f"weights: there is no file {str(path)[:200]!r}")
 
+    return _read(path, str(weights), LAYOUT, tensor_shapes)
+
+
+def load_sequence_weights(first: Weights) -> Weights:
+    """Reads the second stage, for sequences and calibrated persons, that stands beside a refiner's file.
+
+    Raises:
+        ValueError: there is none, it is no such file, or it was trained on another refiner than ``first``.
+    """
+    path = first.path.with_name(f"{first.path.stem}{_SEQUENCE}.safetensors")
+    if not _is_file(path):
+        raise ValueError(
+            f"weights: {first.name!r} refine single frames alone; sequences and calibration need {path.name!r} beside them"
+        )
+    second = _read(path, f"{first.name}{_SEQUENCE}", SEQUENCE_LAYOUT, sequence_tensor_shapes)
+    expected, found = fingerprint(first.tensors), second.metadata.get("first_stage")
+    if found != expected:
+        raise ValueError(f"weights: {str(path)!r} was trained on another refiner than {str(first.path)!r}")
+    return second
+
+
+def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names and float32 values: what tells a second stage its refiner."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name], dtype="<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, name: str, layout: str, shapes_of: Callable[[dict[str, int]], dict[str, tuple[int, ...]]]) -> Weights:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
-            layout = metadata.get("layout")
-            if layout != LAYOUT:
-                raise ValueError(f"weights: {str(path)!r} has the layout {layout!r}; this version runs {LAYOUT!r}")
+            found_layout = metadata.get("layout")
+            if found_layout != layout:
+                raise ValueError(f"weights: {str(path)!r} has the layout {found_layout!r}; this version runs {layout!r}")
             sizes = _sizes(metadata, str(path))
-            shapes = tensor_shapes(sizes)
+            shapes = shapes_of(sizes)
             names = set(file.keys())
             if names != set(shapes):
-                wrong = ", ".join(repr(name) for name in sorted(names ^ set(shapes))[:3])
+                wrong = ", ".join(repr(key) for key in sorted(names ^ set(shapes))[:3])
                 raise ValueError(f"weights: {str(path)!r} has missing or unknown tensors, among them {wrong}")
-            for name, shape in shapes.items():
-                view = file.get_slice(name)
+            for key, shape in shapes.items():
+                view = file.get_slice(key)
                 dtype, found = view.get_dtype(), tuple(view.get_shape())
                 if dtype != "F32" or found != shape:
-                    raise ValueError(f"weights: {name!r} of {str(path)!r} is {dtype} {found}; expected F32 {shape}")
-            tensors = {name: file.get_tensor(name) for name in shapes}
+                    raise ValueError(f"weights: {key!r} of {str(path)!r} is {dtype} {found}; expected F32 {shape}")
+            tensors = {key: file.get_tensor(key) for key in shapes}
     except SafetensorError as error:
         raise ValueError(f"weights: {str(path)!r} is no valid safetensors file ({error})") from None
-    for name, tensor in tensors.items():
+    for key, tensor in tensors.items():
         if not np.isfinite(tensor).all():
-            raise ValueError(f"weights: {name!r} of {str(path)!r} has values that are not finite")
-    return Weights(str(weights), tensors, sizes, metadata)
+            raise ValueError(f"weights: {key!r} of {str(path)!r} has values that are not finite")
+    return Weights(name, tensors, sizes, metadata, path)
 
 
 def _is_file(path: Path) -> bool:
@@ -97,14 +133,26 @@ def _sizes(metadata: dict[str, str], path: str) -> dict[str, int]:
 
 def tensor_shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a refiner of these sizes."""
+    d = sizes["width"]
+    shapes: dict[str, tuple[int, ...]] = {"joint_embedding": (NUM_JOINTS, d), "mask": (d,), "observed_gain": (1,)}
+    return shapes | _transformer_shapes(sizes, {"embed": (d, sizes["features"])})
+
+
+def sequence_tensor_shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a sequence refiner of these sizes."""
     d, f = sizes["width"], sizes["ffn"]
-    linear = {"embed": (d, sizes["features"]), "head": (sizes["outputs"], d)}
+    return {"gain": (1,)} | _transformer_shapes(sizes, {"embed1": (f, sizes["features"]), "embed2": (d, f)})
+
+
+def _transformer_shapes(sizes: dict[str, int], embedding: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    d, f = sizes["width"], sizes["ffn"]
+    linear = {**embedding, "head": (sizes["outputs"], d)}
     norms = ["norm"]
     for i in range(sizes["layers"]):
         layer = f"layers.{i}"
         linear.update({f"{layer}.qkv": (3 * d, d), f"{layer}.proj": (d, d), f"{layer}.fc1": (f, d), f"{layer}.fc2": (d, f)})
         norms += [f"{layer}.norm1", f"{layer}.norm2"]
-    shapes: dict[str, tuple[int, ...]] = {"joint_embedding": (NUM_JOINTS, d), "mask": (d,), "observed_gain": (1,)}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in linear.items():
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
     for name in norms:

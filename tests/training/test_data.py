@@ -12,11 +12,12 @@ from jointbert.backends.torch import chirality  # noqa: E402
 from jointbert.skeleton import JOINT_NAMES  # noqa: E402
 from training.data import corruption as c  # noqa: E402
 from training.data import hand  # noqa: E402
-from training.data.bank import FINGER_OF_JOINT, PairBank, resize  # noqa: E402
+from training.data.bank import FINGER_OF_JOINT, PoseBank, articulate, resize  # noqa: E402
+from training.data.clips import ClipConfig, ClipStream, catmull_rom  # noqa: E402
 from training.data.error_model import ErrorModel  # noqa: E402
 from training.data.leap import read_leap  # noqa: E402
 from training.data.nyu import TRAINING, VALIDATION, read_published  # noqa: E402
-from training.data.stream import DataConfig, PoseStream  # noqa: E402
+from training.data.stream import DataConfig, PoseStream, TrainingBatch, again  # noqa: E402
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -103,25 +104,18 @@ def test_leap_recordings(leap_file: Path) -> None:
     assert (side < 0).double().mean() > 0.97
 
 
-def test_pairs_are_recorded_frames_when_nothing_is_recombined(small_folder: Path) -> None:
+def test_poses_are_recorded_frames_when_nothing_is_recombined(small_folder: Path) -> None:
     data = read_published(small_folder).frames(TRAINING)
-    bank = PairBank(data)
-    true, error, rotation, level = bank.sample(32, 0.0, generator(3))
-    predictions = np.stack(list(data.predictions.values()))
-    for i in range(32):
-        pose = (true[i] @ rotation[i].T).numpy()
-        relative = data.groundtruth - data.groundtruth[:, 13:]
-        frame = np.abs(relative - pose).max((1, 2)).argmin()
-        np.testing.assert_allclose(relative[frame], pose, atol=1e-2)
-        differences = predictions[:, frame] - data.groundtruth[frame] - (error[i] @ rotation[i].T).numpy()
-        method = np.abs(differences).max((1, 2)).argmin()
-        np.testing.assert_allclose(differences[method], 0, atol=1e-2)
-        assert level[i] == pytest.approx(float(bank.method_mm[method]))
+    local, rotation = PoseBank(data).sample_poses(32, 0.0, generator(3))
+    relative = data.groundtruth - data.groundtruth[:, 13:]
+    for pose, view in zip(local, rotation, strict=True):
+        difference = np.abs(relative - (pose @ view.T).numpy()).max((1, 2))
+        assert difference.min() < 1e-2
 
 
 def test_recombined_fingers_are_recorded_fingers(small_folder: Path) -> None:
-    bank = PairBank(read_published(small_folder).frames(TRAINING))
-    true, *_ = bank.sample(16, 1.0, generator(4))
+    bank = PoseBank(read_published(small_folder).frames(TRAINING))
+    true, _ = bank.sample_poses(16, 1.0, generator(4))
     for finger in range(5):
         joints = (finger == FINGER_OF_JOINT).nonzero().flatten()
         distance = (bank.local[:, joints].unsqueeze(0) - true[:, joints].unsqueeze(1)).abs().amax((-1, -2))
@@ -130,11 +124,53 @@ def test_recombined_fingers_are_recorded_fingers(small_folder: Path) -> None:
     assert (whole > 1).all()  # but no pose as a whole is
 
 
+def test_errors_are_a_method_s_or_between_two(small_folder: Path) -> None:
+    data = read_published(small_folder).frames(TRAINING)
+    bank = PoseBank(data)
+    differences = np.stack(list(data.predictions.values())) - data.groundtruth  # [2, N, 14, 3]
+    errors, level = bank.sample_errors(32, 0.0, generator(3))
+    for error, size in zip(errors.numpy(), level.tolist(), strict=True):
+        off = np.abs(differences - error).max((2, 3))
+        method, _ = np.unravel_index(off.argmin(), off.shape)
+        assert off.min() < 1e-2
+        assert size == pytest.approx(float(bank.method_mm[method]))
+    errors, level = bank.sample_errors(32, 1.0, generator(3))
+    first, second = differences
+    for error, size in zip(errors.numpy(), level.tolist(), strict=True):
+        span = (second - first).reshape(len(first), -1)
+        share = ((error - first).reshape(len(first), -1) * span).sum(1) / (span**2).sum(1)  # least squares, frame by frame
+        off = np.abs(first + share[:, None, None] * (second - first) - error).max((1, 2))
+        assert off.min() < 1e-2
+        assert -1e-3 < share[off.argmin()] < 1 + 1e-3
+        assert bank.method_mm.min() <= size <= bank.method_mm.max()
+
+
+def test_articulated_fingers_keep_their_lengths_and_roots() -> None:
+    poses = hand.build(hand.sample_directions(500, generator(1)), generator(2), variation=0.0)
+    poses = poses.unsqueeze(1).repeat(1, 3, 1, 1)
+    turned = articulate(poses, 0.3, generator(3))
+    assert torch.equal(turned[:, 0], turned[:, 2])  # all frames of a person alike
+    assert torch.equal(articulate(poses[:, 0], 0.3, generator(3)), turned[:, 0])
+    assert torch.equal(turned[..., 11:, :], poses[..., 11:, :])
+    for a, b in ((0, 1), (4, 5), (8, 9), (9, 10)):
+        torch.testing.assert_close(lengths(turned[:, 0], a, b), lengths(poses[:, 0], a, b), atol=1e-3, rtol=0)
+    for finger, mid in enumerate((1, 3, 5, 7, 10)):
+        before, after = ((p[:, 0, mid] - hand.ROOTS_MM[finger]).norm(dim=-1) for p in (poses, turned))
+        torch.testing.assert_close(before, after, atol=1e-3, rtol=0)
+    # A rotation by angles of 0.3 rad about three axes moves a point across its axis by the angle times its distance.
+    assert (turned - poses)[:, 0, 5].norm(dim=-1).square().mean().sqrt() == pytest.approx(0.3 * 2**0.5 * 49, rel=0.15)
+
+
 def test_resize_scales_pose_and_error() -> None:
     true, error = torch.randn(8, 14, 3), torch.randn(8, 14, 3)
     scaled, scaled_error = resize(true, error, torch.full((8,), 0.5), 0.0, 0.0, generator())
     torch.testing.assert_close(scaled, true / 2)
     torch.testing.assert_close(scaled_error, error / 2)
+    # One person's frames keep one person's proportions.
+    frames = true.unsqueeze(1).repeat(1, 4, 1, 1)
+    person, _ = resize(frames, torch.zeros_like(frames), torch.ones(8), 0.1, 5.0, generator(1))
+    torch.testing.assert_close(person, person[:, :1].expand_as(person))
+    assert (person - frames).abs().max() > 1
 
 
 def test_masks_leave_enough() -> None:
@@ -175,7 +211,7 @@ def test_replacement_rates() -> None:
 
 
 def test_error_model_has_the_recorded_moments(small_folder: Path) -> None:
-    bank = PairBank(read_published(small_folder).frames(TRAINING))
+    bank = PoseBank(read_published(small_folder).frames(TRAINING))
     model = ErrorModel.fit(bank)
     drawn = model.sample(20000, generator(9)).norm(dim=-1).mean(1)
     recorded = bank.error.flatten(0, 1).norm(dim=-1).mean(1)
@@ -214,6 +250,21 @@ def test_targets_lead_back_to_the_true_pose(stream: PoseStream) -> None:
     torch.testing.assert_close(100 * batch.target[row][hidden] + mean, true[row][hidden], atol=1e-3, rtol=0)
 
 
+def test_a_second_pass_starts_where_the_first_ended(stream: PoseStream) -> None:
+    batch = stream[0]
+    output = torch.randn(64, 14, 4) * 0.1
+    second = again(batch, output)
+    assert second.observed.all()
+    # Undo the centring: refined joint + remaining correction is the true pose, up to the pose's own mean.
+    start = batch.features[..., :3]
+    true = start + batch.target
+    torch.testing.assert_close(second.features[..., :3] + second.target, true - (start + output[..., :3]).mean(1, keepdim=True))
+    torch.testing.assert_close(second.features[..., 6].exp() * 10, 100 * output[..., 3].exp())
+    assert (second.features[..., [3, 7]] == 1).all()
+    torch.testing.assert_close(second.features[..., 4:6], batch.features[..., 4:6])
+    assert isinstance(second, TrainingBatch)
+
+
 def test_only_training_frames_are_drawn(small_folder: Path, small_leap: Path, tmp_path: Path) -> None:
     """The stream is the same whatever the frames behind subject 1's are."""
     (tmp_path / "predictions").mkdir()
@@ -235,3 +286,55 @@ def test_names_of_fingers_and_joints_agree() -> None:
     fingers = ("pinky", "ring", "middle", "index", "thumb")
     for joint, finger in enumerate(FINGER_OF_JOINT.tolist()):
         assert JOINT_NAMES[joint].startswith(fingers[finger] if finger < 5 else ("wrist", "palm"))
+
+
+@pytest.fixture(scope="module")
+def clips(small_folder: Path, small_leap: Path) -> ClipStream:
+    return ClipStream(DataConfig(nyu=str(small_folder), leap=str(small_leap)), ClipConfig(length=32), 16, 4, seed=5)
+
+
+def test_clips_are_reproducible_and_go_on(clips: ClipStream) -> None:
+    first = clips[1]
+    for a, b in zip(first, clips[1], strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=0, atol=0)
+    clips.offset = 1
+    assert torch.equal(clips[0].true, first.true)
+    clips.offset = 0
+    with pytest.raises(IndexError):
+        clips[4]
+
+
+def test_a_clip_is_one_person(small_folder: Path, small_leap: Path) -> None:
+    data = DataConfig(nyu=str(small_folder), leap=str(small_leap))
+    drawn = ClipStream(data, ClipConfig(length=32, recorded=0.0, cut=0.0), 16, 1, seed=5)[0]
+    assert drawn.true.shape == drawn.predicted.shape == (16, 32, 14, 3)
+    assert drawn.true.isfinite().all()
+    for a, b in ((0, 1), (4, 5), (8, 9), (11, 12)):
+        length = (drawn.true[:, :, a] - drawn.true[:, :, b]).norm(dim=-1)
+        assert (length - length[:, :1]).abs().max() < 0.5
+        assert length[:, 0].std() > 1  # and another clip another one
+
+
+def test_clips_miss_joints_for_a_while_and_are_cut(small_folder: Path, small_leap: Path) -> None:
+    data = DataConfig(nyu=str(small_folder), leap=str(small_leap))
+    all_of_it = ClipConfig(length=32, missing=1.0, cut=1.0, corruption=c.Corruption(confidence_known=1.0, error_known=1.0))
+    drawn = ClipStream(data, all_of_it, 16, 1, seed=5)[0]
+    missing = (~drawn.observed).double().mean()
+    changes = (drawn.observed[:, 1:] != drawn.observed[:, :-1]).double().mean()
+    assert missing > 0.05
+    assert changes < missing * (1 - missing)  # in bursts: drawn frame by frame it would be twice that
+    assert drawn.confidence.isfinite().all()
+    assert (drawn.error_mm > 0).all()
+    jump = (drawn.true[:, 1:, 13] - drawn.true[:, :-1, 13]).norm(dim=-1)
+    assert (jump.max(1).values > 5 * jump.median(1).values).double().mean() > 0.5
+
+
+def test_cubic_interpolation_is_exact_on_lines_and_knots() -> None:
+    values = torch.arange(10.0).unsqueeze(-1) * 3 + 1
+    at = torch.tensor([[0.0, 1.5, 4.25, 8.0, 9.0]])
+    found = catmull_rom(lambda frame: values[frame], at, 10)
+    torch.testing.assert_close(found[0, 1:3, 0], 3 * at[0, 1:3] + 1)
+    squares = torch.arange(10.0).square().unsqueeze(-1)
+    torch.testing.assert_close(
+        catmull_rom(lambda frame: squares[frame], torch.tensor([[3.0, 9.0]]), 10)[0, :, 0], torch.tensor([9.0, 81])
+    )

@@ -18,7 +18,8 @@ from training import losses  # noqa: E402
 from training.config import Experiment, OptimConfig, TrainerConfig, read_experiment  # noqa: E402
 from training.data.nyu import read_published  # noqa: E402
 from training.data.stream import DataConfig, PoseStream  # noqa: E402
-from training.refiner import RefinerTraining, export, learning_rate, load_checkpoint, pretrain  # noqa: E402
+from training.fit import learning_rate  # noqa: E402
+from training.refiner import RefinerTraining, export, load_checkpoint, pretrain  # noqa: E402
 from training.validation import GAINS, Gains, fill_error, gains, gaussian_fill_error, hidden_patterns, refine_poses  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs" / "refiner"

@@ -1,8 +1,7 @@
-"""Subject 1's real poses and the published methods' errors on them, recombined finger by finger.
+"""Subject 1's real poses, recombined finger by finger, and the published methods' errors, lent to any pose.
 
-A pair is a true pose and a prediction of it. Both are kept in the true palm's frame, so that a finger of one frame can stand on
-the palm of another together with the error that a method made on it: the relation between a finger's pose and its error
-stays, and the number of poses grows with the fifth power.
+A finger of one frame stands on the palm of another, and the number of poses grows with the fifth power. An error never comes
+with the pose that it was made on: what a refiner learns of that relation is its training subject's alone.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ import torch
 from torch import Generator, Tensor
 
 from jointbert.skeleton import FINGERS, NUM_JOINTS
-from training.data.hand import palm_frame, rand
+from training.data.hand import ROOTS_MM, axis_rotations, palm_frame, rand
 from training.data.nyu import Published
 
 FINGER_OF_JOINT = torch.tensor([next((i for i, js in enumerate(FINGERS.values()) if j in js), 5) for j in range(NUM_JOINTS)])
 """Index of each joint's finger in :data:`FINGERS`; 5 for the palm."""
 
 
-class PairBank:
-    """Draws pairs of true and predicted poses.
+class PoseBank:
+    """Draws true poses and errors.
 
     Args:
         published: the training frames, all methods.
@@ -28,69 +27,82 @@ class PairBank:
     def __init__(self, published: Published) -> None:
         truth = torch.from_numpy(published.groundtruth).float()
         self.rotation = palm_frame(truth)  # [N, 3, 3], palm's frame to camera
+        self.position = truth[:, 13]  # [N, 3], of the palm
         self.local = (truth - truth[:, 13:]) @ self.rotation  # [N, 14, 3]
         predictions = torch.stack([torch.from_numpy(p).float() for p in published.predictions.values()])
         self.error = (predictions - truth) @ self.rotation  # [M, N, 14, 3], in the palm's frame
         self.method_mm = self.error.norm(dim=-1).mean((1, 2))  # [M]
 
-    def _frames(self, n: int, recombine: float, g: Generator) -> Tensor:
-        """``(n, 14)`` frame of each joint: the palm's, or for each finger with probability ``recombine`` another's.
+    def sample_poses(self, n: int, recombine: float, g: Generator) -> tuple[Tensor, Tensor]:
+        """``(n, 14, 3)`` poses in the palm's frame at subject 1's size, and their ``(n, 3, 3)`` views, into the camera frame.
 
-        Of 16 candidates the one whose palm looks in the most similar direction is taken: what a method gets wrong depends on
-        the view.
+        Each finger comes with probability ``recombine`` from another frame than the palm.
         """
-        frames = len(self.local)
-        base = torch.randint(frames, (n,), generator=g)
-        candidates = torch.randint(frames, (n, 5, 16), generator=g)
-        similarity = (self.rotation[candidates].flatten(-2) * self.rotation[base].flatten(-2)[:, None, None]).sum(-1)
-        other = candidates.gather(2, similarity.argmax(-1, keepdim=True)).squeeze(-1)
+        frames = torch.randint(len(self.local), (n, 6), generator=g)
         keep = torch.rand(n, 5, generator=g) >= recombine
-        fingers = torch.where(keep, base.unsqueeze(1), other)
-        return torch.cat([fingers, base.unsqueeze(1)], 1)[:, FINGER_OF_JOINT]
+        fingers = torch.where(keep, frames[:, 5:], frames[:, :5])
+        frame = torch.cat([fingers, frames[:, 5:]], 1)[:, FINGER_OF_JOINT]
+        return self.local[frame, torch.arange(NUM_JOINTS)], self.rotation[frames[:, 5]]
 
-    def sample(self, n: int, recombine: float, g: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draws ``n`` pairs.
+    def sample_errors(self, n: int, blend: float, g: Generator) -> tuple[Tensor, Tensor]:
+        """Errors of whole frames in the camera frame ``(n, 14, 3)``, and their methods' mean error ``(n,)``.
 
-        Returns:
-            true joints and errors, both ``(n, 14, 3)`` in the palm's frame at subject 1's size; the ``(n, 3, 3)`` rotations
-            into the camera frame; the ``(n,)`` mean error of the method that each came from.
+        Args:
+            blend: probability of a random mean of two methods' errors on the frame.
         """
-        frame = self._frames(n, recombine, g)
-        joint = torch.arange(NUM_JOINTS)
-        method = torch.randint(len(self.error), (n,), generator=g)
-        error = self.error[method.unsqueeze(1), frame, joint]
-        # A finger brings its error within its hand; the hand's own offset is the palm's frame's.
-        offset = self.error.mean(2)  # [M, N, 3]
-        palm = frame[:, -1]
-        error = error - offset[method.unsqueeze(1), frame] + offset[method, palm].unsqueeze(1)
-        return self.local[frame, joint], error, self.rotation[palm], self.method_mm[method]
-
-    def sample_errors(self, n: int, g: Generator) -> tuple[Tensor, Tensor]:
-        """Errors of whole frames in the camera frame ``(n, 14, 3)``, and their methods' mean error ``(n,)``."""
-        method = torch.randint(len(self.error), (n,), generator=g)
         frame = torch.randint(len(self.local), (n,), generator=g)
-        return self.error[method, frame] @ self.rotation[frame].transpose(-1, -2), self.method_mm[method]
+        first, second = torch.randint(len(self.error), (2, n), generator=g)
+        share = torch.rand(n, generator=g) * (torch.rand(n, generator=g) < blend)
+        error = self.error[first, frame]
+        error = error + share.view(-1, 1, 1) * (self.error[second, frame] - error)
+        size = self.method_mm[first] + share * (self.method_mm[second] - self.method_mm[first])
+        return error @ self.rotation[frame].transpose(-1, -2), size
 
 
 def resize(
     true: Tensor, error: Tensor, scale: Tensor, variation: float, root_shift_mm: float, g: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Another person's hand: both poses of a pair scaled, with proportions of their own.
+    """Another person's hand: poses and predictions of them scaled, with proportions of their own.
 
     Each finger, each fingertip bone and the wrist get their own factor, each finger's root its own place. Without that the
     refiner learns the one training subject's index finger by heart and pulls everybody's there.
 
     Args:
-        true, error: ``(B, 14, 3)`` in the palm's frame. scale: ``(B,)``. variation: standard deviation of the factors.
-        root_shift_mm: standard deviation of the roots' places along each axis.
+        true, error: ``(B, 14, 3)``, or ``(B, T, 14, 3)``: T poses of one person, in the palm's frame. scale: ``(B,)``.
+        variation: standard deviation of the factors. root_shift_mm: that of the roots' places along each axis.
     """
     n = len(true)
+    poses = (n,) + (1,) * (true.ndim - 3)
     finger = 1 + variation * torch.randn(n, 6, 1, generator=g)[:, FINGER_OF_JOINT]
     shift = root_shift_mm * torch.randn(n, 6, 3, generator=g)
     shift[:, 5] = 0
-    both = torch.stack([true, true + error]) * finger + shift[:, FINGER_OF_JOINT]  # [2, B, 14, 3]
+    both = torch.stack([true, true + error])  # [2, B, (T,) 14, 3]
+    both = both * finger.view(*poses, 14, 1) + shift[:, FINGER_OF_JOINT].view(*poses, 14, 3)
     for tip, mid in ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9)):
-        bone = 1 + variation * rand((n, 1), -1.7, 1.7, g)
-        both[:, :, tip] = both[:, :, mid] + bone * (both[:, :, tip] - both[:, :, mid])
-    both = both * scale.view(-1, 1, 1)
+        bone = (1 + variation * rand((n, 1), -1.7, 1.7, g)).view(*poses, 1)
+        both[..., tip, :] = both[..., mid, :] + bone * (both[..., tip, :] - both[..., mid, :])
+    both = both * scale.view(*poses, 1, 1)
     return both[0], both[1] - both[0]
+
+
+def articulate(poses: Tensor, sigma: float, g: Generator) -> Tensor:
+    """Another articulation: each finger turned about its root, and each further bone about its joint.
+
+    Args:
+        poses: ``(B, 14, 3)`` in the palm's frame at the rest size, or ``(B, T, 14, 3)``, all T turned alike.
+        sigma: standard deviation of the angles about each axis, radians.
+    """
+    n = len(poses)
+    poses = poses.clone()
+    single = (n, *(1,) * (poses.ndim - 3))
+
+    def turn(joints: list[int], centre: Tensor) -> None:
+        axis = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1)
+        rotation = axis_rotations(axis, sigma * 3**0.5 * torch.randn(n, generator=g)).transpose(-1, -2)
+        poses[..., joints, :] = centre + (poses[..., joints, :] - centre) @ rotation.view(*single, 3, 3)
+
+    for finger, chain in enumerate(([1, 0], [3, 2], [5, 4], [7, 6], [10, 9, 8])):
+        turn(chain, ROOTS_MM[finger])
+        for i in range(1, len(chain)):
+            turn(chain[i:], poses[..., [chain[i - 1]], :].clone())
+    return poses

@@ -16,12 +16,13 @@ from training.data.hand import axis_rotations, log_uniform, rand
 class Corruption:
     """Probabilities and sizes (millimetres unless said otherwise)."""
 
-    error_gain_median: float = 1.2
-    """Recorded errors are multiplied by a log-normal factor: methods err more on subjects they were not trained on."""
+    error_gain_median: float = 2.5
+    """Recorded errors are multiplied by a log-normal factor: methods err more on subjects and in poses they were not trained
+    on, and a refiner that expects small errors mistakes large ones for poses."""
     error_gain_sigma: float = 0.45
-    transplant: float = 0.6
-    """Probability that a pose without a recorded error of its own gets one of another frame."""
-    gaussian: float = 0.5
+    transplant: float = 0.9
+    """Probability that a pose gets a recorded error, of another frame."""
+    gaussian: float = 0.3
     """Probability of Gaussian noise, its size log-uniform in ``gaussian_mm``."""
     gaussian_mm: tuple[float, float] = (0.5, 30.0)
     gaussian_finger: float = 0.6
@@ -74,13 +75,16 @@ def replace(poses: Tensor, config: Corruption, g: Generator) -> Tensor:
 
 
 def misjudge_size(poses: Tensor, config: Corruption, g: Generator) -> Tensor:
-    """The predicted hand is a little too large or small, its fingers each by their own factor."""
+    """The predicted hand is a little too large or small, its fingers each by their own factor.
+
+    ``poses``: ``(B, 14, 3)``, or ``(B, T, 14, 3)`` with one misjudgement for all T.
+    """
     n = len(poses)
     whole = config.scale_sigma * torch.randn(n, 1, generator=g)
     finger = config.scale_sigma * torch.randn(n, 6, generator=g)
     factor = 1 + whole + finger[:, FINGER_OF_JOINT] * torch.rand(n, 1, generator=g)
-    palm = poses[:, 13:]
-    return palm + factor.unsqueeze(-1) * (poses - palm)
+    palm = poses[..., 13:, :]
+    return palm + factor.view(n, *(1,) * (poses.ndim - 3), 14, 1) * (poses - palm)
 
 
 def mask(n: int, config: Corruption, g: Generator) -> Tensor:

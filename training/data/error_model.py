@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from training.data.bank import PairBank
+from training.data.bank import PoseBank
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ErrorModel:
     log_size_sigma: float
 
     @classmethod
-    def fit(cls, bank: PairBank) -> ErrorModel:
+    def fit(cls, bank: PoseBank) -> ErrorModel:
         """Moments of the errors of all methods, each frame divided by its own mean error."""
         errors = bank.error.flatten(0, 1)  # [M * N, 14, 3]
         size = errors.norm(dim=-1).mean(1)

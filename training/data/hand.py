@@ -111,19 +111,21 @@ def sample_scales(n: int, g: Generator) -> Tensor:
     return rand((n,), 0.62, 1.12, g)
 
 
-def build(directions: Directions, g: Generator, variation: float = 0.06) -> Tensor:
-    """``(B, 14, 3)`` joints in the palm's frame, millimetres, at the rest size, with each hand's own proportions.
+def build(directions: Directions, g: Generator, variation: float = 0.06, people: int | None = None) -> Tensor:
+    """``(B, 14, 3)`` joints in the palm's frame, millimetres, at the rest size, with each person's own proportions.
 
     Args:
         variation: standard deviation of every length and of the roots' places, as a fraction.
+        people: so many, with as many poses in a row each; B without it.
     """
     n = len(directions.fingers)
+    people = people or n
 
     def vary(rest: Tensor, amount: float = variation) -> Tensor:
-        return rest * (1 + amount * torch.randn(n, *rest.shape, generator=g))
+        return rest * (1 + amount * torch.randn(people, *rest.shape, generator=g)).repeat_interleave(n // people, 0)
 
     fingers, thumb = vary(LENGTHS_MM), vary(THUMB_LENGTHS_MM)
-    roots = vary(ROOTS_MM) + 1.5 * torch.randn(n, 5, 3, generator=g)
+    roots = vary(ROOTS_MM) + 1.5 * torch.randn(people, 5, 3, generator=g).repeat_interleave(n // people, 0)
     mid = roots[:, :4] + fingers[..., :1] * directions.fingers[:, :, 0]
     tip = mid + fingers[..., 1:] * directions.fingers[:, :, 1]
     base = roots[:, 4] + thumb[:, :1] * directions.thumb[:, 0]

@@ -19,19 +19,26 @@ DUPLICATES = ("hand-splay_19738c", "waiting_aa9e75")
 
 
 def read_leap(path: str | Path, stride: int = 2) -> Directions:
-    """Bone directions of every ``stride``-th frame of all recordings, left hands mirrored, in the palm's frame.
+    """Bone directions of every ``stride``-th frame of all recordings, left hands mirrored, in the palm's frame."""
+    recordings = read_recordings(path, stride)
+    return Directions(torch.cat([r.fingers for r in recordings]), torch.cat([r.thumb for r in recordings]))
+
+
+def read_recordings(path: str | Path, stride: int = 1) -> list[Directions]:
+    """The same, recording by recording; frames that can't be read are left out."""
+    archive = np.load(path)
+    names = [name for name in archive.files if not name.endswith("__type") and name not in DUPLICATES]
+    return [_directions(archive[name][::stride], archive[f"{name}__type"][::stride]) for name in names]
+
+
+def _directions(frames: np.ndarray, sides: np.ndarray) -> Directions:
+    """Bone directions of one recording.
 
     The palm's frame comes from the four knuckles and the palm's centre, fitted by a rotation (Kabsch) to the rest hand's
     knuckles: the recordings have no wrist sides.
     """
-    archive = np.load(path)
-    names = [name for name in archive.files if not name.endswith("__type") and name not in DUPLICATES]
-    frames, sides = [], []
-    for name in names:
-        frames.append(archive[name][::stride])
-        sides.append(archive[f"{name}__type"][::stride])
-    joints = torch.from_numpy(np.concatenate(frames)).double()
-    joints[torch.from_numpy(np.concatenate(sides) == "left"), :, 0] *= -1
+    joints = torch.from_numpy(frames).double()
+    joints[torch.from_numpy(sides == "left"), :, 0] *= -1
     needed = [0, *range(3, 6), *range(7, 11), *range(12, 16), *range(17, 21), *range(22, 26), 2]
     joints = joints[joints[:, needed].isfinite().all(-1).all(-1)]
 

@@ -9,15 +9,16 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
+from jointbert.backends.layout import ERROR_RANGE_MM, ERROR_UNIT_MM, LOG_SIGMA_RANGE, SCALE_MM
 from jointbert.models.refiner import encode
 from training.data import corruption as c
-from training.data.bank import PairBank, resize
+from training.data.bank import PoseBank, articulate, resize
 from training.data.corruption import Corruption
 from training.data.hand import build, rand, rotations, sample_directions
 from training.data.leap import read_leap
 from training.data.nyu import TRAINING, read_published
 
-SOURCES = ("pairs", "recombined", "procedural", "leap")
+SOURCES = ("recombined", "procedural", "leap")
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,16 @@ class DataConfig:
 
     nyu: str = "../shared/data/nyu"
     leap: str = "../shared/data/leap/leap_hands.npz"
-    sources: dict[str, float] = field(
-        default_factory=lambda: {"pairs": 0.45, "recombined": 0.25, "procedural": 0.15, "leap": 0.15}
-    )
-    """Share of each source. ``pairs``: a true pose with a method's error on it; ``recombined``: subject 1's fingers;
-    ``procedural``, ``leap``: the procedural hand with sampled or recorded articulation."""
-    recombine: float = 0.5
-    """Probability, per finger of a pair, that it comes from another frame."""
-    recombine_clean: float = 1.0
-    """The same for the source ``recombined``."""
-    scale: tuple[float, float] = (0.68, 1.12)
+    sources: dict[str, float] = field(default_factory=lambda: {"recombined": 0.7, "procedural": 0.15, "leap": 0.15})
+    """Share of each source. ``recombined``: subject 1's palms and fingers; ``procedural``, ``leap``: the procedural hand with
+    sampled or recorded articulation."""
+    recombine: float = 1.0
+    """Probability, per finger of a recombined pose, that it comes from another frame than the palm."""
+    articulate: float = 0.12
+    """Standard deviation of the angles by which recombined fingers are turned, radians about each axis."""
+    blend: float = 0.7
+    """Probability that an error is a random mean of two methods' on one frame."""
+    scale: tuple[float, float] = (0.55, 1.3)
     """Hand size relative to subject 1 (palm to wrist 81 mm)."""
     variation: float = 0.07
     """Standard deviation of one person's proportions, a fraction."""
@@ -58,6 +59,22 @@ class TrainingBatch(NamedTuple):
     observed: Tensor  # [B, 14] bool
 
 
+def again(batch: TrainingBatch, output: Tensor) -> TrainingBatch:
+    """The batch after one pass: refined poses with every joint there, and their sigma as the expected error.
+
+    Args:
+        output: ``(B, 14, 4)`` of the refiner for ``batch``.
+    """
+    features = batch.features.clone()
+    refined = features[..., :3] + output[..., :3]
+    features[..., :3] = refined - refined.mean(1, keepdim=True)
+    features[..., 3] = 1
+    sigma_mm = SCALE_MM * output[..., 3].clamp(*LOG_SIGMA_RANGE).exp()
+    features[..., 6] = torch.log(sigma_mm.clamp(*ERROR_RANGE_MM) / ERROR_UNIT_MM)
+    features[..., 7] = 1
+    return TrainingBatch(features, batch.target - output[..., :3], torch.ones_like(batch.observed))
+
+
 class PoseStream(Dataset):
     """Batches by index: ``stream[k]`` depends on the seed and on ``offset + k`` alone, so a resumed run goes on exactly."""
 
@@ -66,7 +83,7 @@ class PoseStream(Dataset):
         if unknown:
             raise ValueError(f"sources: {sorted(unknown)} unknown; expected some of {SOURCES}")
         self.config, self.batch_size, self.length, self.seed, self.offset = config, batch_size, length, seed, offset
-        self.bank = PairBank(read_published(config.nyu).frames(TRAINING))
+        self.bank = PoseBank(read_published(config.nyu).frames(TRAINING))
         self.leap = read_leap(config.leap) if config.sources.get("leap") else None
         total = sum(config.sources.values())
         bounds = [0]
@@ -92,60 +109,38 @@ class PoseStream(Dataset):
 
     def draw(self, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """True and predicted poses ``(B, 14, 3)`` in the camera frame, and the predictor's mean error ``(B, 1)``, mm."""
-        config, rule = self.config, self.config.corruption
-        pairs, others = self.counts["pairs"], self.batch_size - self.counts["pairs"]
-
-        true, error, rotation, expected = self.bank.sample(pairs, config.recombine, g)
-        true, error = resize(true, error, rand((pairs,), *config.scale, g), config.variation, config.root_shift_mm, g)
-        gain = (torch.randn(pairs, generator=g) * rule.error_gain_sigma).exp() * rule.error_gain_median
-        error = error * gain.view(-1, 1, 1)
-
-        clean, view = self._clean(others, g)
-        recorded, level = self.bank.sample_errors(others, g)
-        gain2 = (torch.randn(others, generator=g) * rule.error_gain_sigma).exp() * rule.error_gain_median
-        on = torch.rand(others, generator=g) < rule.transplant
-        anyhow = torch.rand(others, 1, 1, generator=g) < config.any_view
-        view = torch.where(anyhow, rotations(others, g), view)
-        moved = c.replace(clean, rule, g)
-        gain2 = gain2 * on
-
-        rotation = torch.cat([rotation, view])
-        true, local = torch.cat([true, clean]), torch.cat([true + error, moved])
-        local = c.misjudge_size(local, rule, g)
-        back = rotation.transpose(-1, -2)
-        true, predicted = true @ back, local @ back
-        extra = c.noise(predicted, rule, g)
-        extra[:pairs] *= (torch.rand(pairs, 1, 1, generator=g) < 0.3).float()  # pairs have an error already
-        offset = rule.offset_mm * torch.randn(len(true), 1, 3, generator=g)
-        offset[:pairs] *= 0  # and an offset
-        predicted = predicted + extra + offset
-        predicted[pairs:] += recorded * gain2.view(-1, 1, 1)
-        # What a user would state is the method's mean error over its data: of known origin where the error is a method's, else
-        # of the noise's own size.
-        noise_mm = (predicted - true).norm(dim=-1).mean(1)
-        size = torch.cat([expected * gain, torch.where(on, level * gain2, noise_mm[pairs:])])
-        size = torch.sqrt(size * noise_mm).clamp(0.3, 100).unsqueeze(1)
+        config, rule, n = self.config, self.config.corruption, self.batch_size
+        clean, view = self._clean(g)
+        view = torch.where(torch.rand(n, 1, 1, generator=g) < config.any_view, rotations(n, g), view)
+        moved = c.misjudge_size(c.replace(clean, rule, g), rule, g)
+        back = view.transpose(-1, -2)
+        true, predicted = clean @ back, moved @ back
+        predicted = predicted + c.noise(predicted, rule, g) + rule.offset_mm * torch.randn(n, 1, 3, generator=g)
+        extra_mm = (predicted - true).norm(dim=-1).mean(1)
+        recorded, method_mm = self.bank.sample_errors(n, config.blend, g)
+        gain = (torch.randn(n, generator=g) * rule.error_gain_sigma).exp() * rule.error_gain_median
+        gain = gain * (torch.rand(n, generator=g) < rule.transplant)
+        predicted = predicted + gain.view(-1, 1, 1) * recorded
+        # What a user would state is the method's mean error over its data, not that of this pose.
+        size = torch.hypot(method_mm * gain, extra_mm).clamp(0.3, 100).unsqueeze(1)
         if config.turn:
-            turn = c.random_view(len(true), config.upright, g).transpose(-1, -2)
+            turn = c.random_view(n, config.upright, g).transpose(-1, -2)
             true, predicted = true @ turn, predicted @ turn
         return true, predicted, size
 
-    def _clean(self, n: int, g: Generator) -> tuple[Tensor, Tensor]:
-        """Poses without a recorded error, ``(n, 14, 3)`` in the palm's frame, and recorded views ``(n, 3, 3)`` for them."""
+    def _clean(self, g: Generator) -> tuple[Tensor, Tensor]:
+        """True poses ``(B, 14, 3)`` in the palm's frame, and recorded views ``(B, 3, 3)`` for them."""
         config = self.config
-        recombined, procedural, leap = (self.counts[s] for s in ("recombined", "procedural", "leap"))
-        parts = [torch.zeros(0, 14, 3)]
-        views = [self.bank.rotation[torch.randint(len(self.bank.rotation), (procedural + leap,), generator=g)]]
-        if recombined:
-            pose, error, view, _ = self.bank.sample(recombined, config.recombine_clean, g)
-            size = rand((recombined,), *config.scale, g)
-            parts.append(resize(pose, torch.zeros_like(error), size, config.variation, config.root_shift_mm, g)[0])
-            views.insert(0, view)
+        recombined, procedural, leap = (self.counts[s] for s in SOURCES)
+        pose, view = self.bank.sample_poses(recombined, config.recombine, g)
+        nothing = torch.zeros_like(pose)
+        pose = articulate(pose, config.articulate, g)
+        parts = [resize(pose, nothing, torch.ones(recombined), config.variation, config.root_shift_mm, g)[0]]
+        others = torch.randint(len(self.bank.rotation), (procedural + leap,), generator=g)
         if procedural:
-            parts.append(
-                build(sample_directions(procedural, g), g, config.variation) * rand((procedural, 1, 1), *config.scale, g)
-            )
+            parts.append(build(sample_directions(procedural, g), g, config.variation))
         if leap and self.leap is not None:
             rows = torch.randint(len(self.leap.fingers), (leap,), generator=g)
-            parts.append(build(self.leap[rows], g, config.variation) * rand((leap, 1, 1), *config.scale, g))
-        return torch.cat(parts), torch.cat(views)
+            parts.append(build(self.leap[rows], g, config.variation))
+        poses = torch.cat(parts)
+        return poses * rand((len(poses), 1, 1), *config.scale, g), torch.cat([view, self.bank.rotation[others]])

@@ -1,0 +1,339 @@
+"""The sequence refiner: a second stage on the joint refinement module that looks at the frames around and at the person.
+
+Each frame goes through the single-frame refiner; what it gave (refined joints and the last layer's hidden state) is joined by
+features of the frames before and after, of the person's bone lengths and of the prediction's roughness, and two more
+Transformer layers over the 14 joints give a second correction. Differences to neighbours rather than positions make it
+exactly translation invariant, and one model serves any look-ahead: neighbours that are not there are marked as such.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jointbert.backends.layout import (
+    BLOCKS,
+    CUT_MM,
+    HISTORY_FRAMES,
+    KNOWN_FRAMES,
+    LOG_SIGMA_RANGE,
+    MIN_JOINTS,
+    ROUGHNESS_FLOOR_MM,
+    SCALE_MM,
+    SEQUENCE_FEATURES,
+    SEQUENCE_LAYOUT,
+    STEP_UNIT_MM,
+)
+from jointbert.models.refiner import JointRefiner, Layer, RefinerConfig, decode, encode
+from jointbert.skeleton import FINGER_BONES, NUM_JOINTS, PALM_SIDES
+
+RIGID_BONES = FINGER_BONES + PALM_SIDES
+"""The bones whose length does not change for one person."""
+REACH = BLOCKS[-1][1]
+"""Frames that are looked at on either side."""
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """Sizes of a :class:`SequenceRefiner`."""
+
+    layers: int = 2
+    heads: int = 8
+    width: int = 128
+    ffn: int = 256
+    features: int = SEQUENCE_FEATURES
+    outputs: int = 4
+
+
+class SequenceRefiner(nn.Module):
+    """The second stage: hidden states ``(B, 14, 128)`` and features ``(B, 14, 63)`` to ``(B, 14, 4)``.
+
+    The output is a correction of the first stage's joints in units of 100 mm, and the logarithm of the expected Euclidean
+    error of the result in the same unit. 0.31M parameters.
+    """
+
+    def __init__(self, config: SequenceConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or SequenceConfig()
+        self.embed1 = nn.Linear(config.features, config.ffn)
+        self.embed2 = nn.Linear(config.ffn, config.width)
+        layer = RefinerConfig(heads=config.heads, width=config.width, ffn=config.ffn)
+        self.layers = nn.ModuleList(Layer(layer) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.outputs)
+        self.gain: Tensor  # factor of the corrections, as JointRefiner.observed_gain
+        self.register_buffer("gain", torch.ones(1))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.05)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.embed1.weight, std=0.2)
+        nn.init.zeros_(self.head.weight)  # an untrained second stage corrects nothing
+        with torch.no_grad():
+            self.head.bias[3] = math.log(10 / SCALE_MM)
+
+    def forward(self, hidden: Tensor, features: Tensor) -> Tensor:
+        x = hidden + self.embed2(F.gelu(self.embed1(features)))
+        for layer in self.layers:
+            x = layer(x)
+        out: Tensor = self.head(self.norm(x))
+        return torch.cat([out[..., :3] * self.gain, out[..., 3:]], -1)
+
+    def save(self, path: str | Path, first: JointRefiner, metadata: dict[str, str] | None = None) -> None:
+        """Writes the weights as safetensors; the metadata names the layout, the sizes and the refiner they belong to."""
+        from safetensors.torch import save_file
+
+        from jointbert.weights import fingerprint
+
+        sizes = {key: str(value) for key, value in asdict(self.config).items()}
+        tensors = {key: value.detach().float().contiguous() for key, value in self.state_dict().items()}
+        of = fingerprint({key: value.detach().float().numpy() for key, value in first.state_dict().items()})
+        save_file(tensors, path, metadata={"layout": SEQUENCE_LAYOUT, "first_stage": of, **sizes, **(metadata or {})})
+        Path(path).chmod(0o644)
+
+    @classmethod
+    def load(cls, weights: str | os.PathLike[str] = "nyu14") -> SequenceRefiner:
+        """The second stage of shipped weights by name, or beside a safetensors file, in evaluation mode."""
+        from jointbert.weights import load_sequence_weights, load_weights
+
+        loaded = load_sequence_weights(load_weights(weights))
+        model = cls(SequenceConfig(**loaded.sizes))
+        model.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in loaded.tensors.items()})
+        return model.eval()
+
+
+def find_segments(joints: Tensor, observed: Tensor) -> Tensor:
+    """``(B, T)`` number of each frame's segment: a cut begins a new one.
+
+    A cut is where the median joint (the lower one of an even number), among those observed in a frame and in the last
+    usable frame before it, moved by more than :data:`CUT_MM` for each frame between them.
+
+    Args:
+        joints: ``(B, T, 14, 3)`` as predicted, millimetres. observed: ``(B, T, 14)``.
+    """
+    last, seen = joints[:, 0], observed[:, 0]
+    age = torch.ones(len(joints))
+    number = torch.zeros(len(joints), dtype=torch.long)
+    segments = [number]
+    for t in range(1, joints.shape[1]):
+        usable = observed[:, t].sum(-1) >= MIN_JOINTS
+        both = seen & observed[:, t]
+        moved = (joints[:, t] - last).norm(dim=-1).masked_fill(~both, torch.nan).nanmedian(-1).values
+        number = number + (usable & (both.sum(-1) >= MIN_JOINTS) & (moved > CUT_MM * age))
+        segments.append(number)
+        age = torch.where(usable, 1.0, age + 1)
+        last = torch.where(usable[:, None, None], joints[:, t], last)
+        seen = torch.where(usable[:, None], observed[:, t], seen)
+    return torch.stack(segments, 1)
+
+
+def bone_lengths(joints: Tensor) -> Tensor:
+    """``(..., 9)`` lengths of :data:`RIGID_BONES` in ``joints`` ``(..., 14, 3)``."""
+    a, b = torch.tensor(RIGID_BONES).T
+    lengths: Tensor = (joints[..., a, :] - joints[..., b, :]).norm(dim=-1)
+    return lengths
+
+
+def log_roughness(refined: Tensor, observed: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithm of each joint's acceleration, mm per frame squared, and where it is known, both ``(B, T, 14)``.
+
+    Frame t's is the one about frame t - 1, so that it is known without look-ahead.
+    """
+    acceleration = torch.zeros(observed.shape, dtype=refined.dtype)
+    acceleration[:, 2:] = (refined[:, 2:] - 2 * refined[:, 1:-1] + refined[:, :-2]).norm(dim=-1)
+    known = torch.zeros_like(observed)
+    known[:, 2:] = observed[:, 2:] & observed[:, 1:-1] & observed[:, :-2] & (segments[:, 2:] == segments[:, :-2]).unsqueeze(-1)
+    return torch.log(acceleration + ROUGHNESS_FLOOR_MM).masked_fill(~known, 0), known
+
+
+def statistics(refined: Tensor, observed: Tensor, segments: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """What is known of the person and of the prediction's roughness, segment by segment.
+
+    Args:
+        refined: ``(B, T, 14, 3)`` after the first stage. observed: ``(B, T, 14)``. segments: ``(B, T)``.
+        counted: ``(B, T)`` bool: the frames that count.
+
+    Returns:
+        ``(B, T, 9)`` median bone lengths of each frame's segment (of an even number the lower median), and ``(B, T, 14)``
+        mean logarithm of the accelerations; NaN where fewer than :data:`KNOWN_FRAMES` frames tell.
+    """
+    ends = torch.tensor(RIGID_BONES)
+    both = observed[..., ends[:, 0]] & observed[..., ends[:, 1]]  # [B, T, 9]
+    length = bone_lengths(refined)
+    rough, known = log_roughness(refined, observed, segments)
+    lengths, roughness = torch.full_like(length, torch.nan), torch.full_like(rough, torch.nan)
+    for number in range(int(segments.max()) + 1 if segments.numel() else 0):
+        inside = (segments == number).unsqueeze(-1)
+        used = inside & counted.unsqueeze(-1)
+        median = length.masked_fill(~(both & used), torch.nan).nanmedian(1, keepdim=True).values
+        median = median.masked_fill((both & used).sum(1, keepdim=True) < KNOWN_FRAMES, torch.nan)
+        lengths = torch.where(inside, median, lengths)
+        count = (known & used).sum(1, keepdim=True)
+        mean = ((rough * (known & used)).sum(1, keepdim=True) / count.clamp(min=1)).masked_fill(count < KNOWN_FRAMES, torch.nan)
+        roughness = torch.where(inside, mean, roughness)
+    return lengths, roughness
+
+
+def sequence_features(
+    joints: Tensor,
+    refined: Tensor,
+    observed: Tensor,
+    segments: Tensor,
+    lengths: Tensor,
+    roughness: Tensor,
+    look_behind: Tensor,
+    look_ahead: Tensor,
+) -> Tensor:
+    """The second stage's features: the torch twin of every backend's.
+
+    Args:
+        joints: ``(B, T, 14, 3)`` as predicted, millimetres. refined: the same after the first stage.
+        observed: ``(B, T, 14)``; all False for a frame that is not usable.
+        segments: ``(B, T)`` of :func:`find_segments`.
+        lengths: ``(B, T, 9)`` the person's bone lengths, millimetres, as far as they are known at that frame; NaN: unknown.
+        roughness: ``(B, T, 14)`` mean of :func:`log_roughness`; NaN: unknown.
+        look_behind, look_ahead: ``(B,)`` int: frames before and after the current one that may be looked at.
+
+    Returns:
+        ``(B, T, 14, 63)``: for each of 12 blocks the mean difference to the neighbours' refined joints (3, compressed by
+        asinh beyond 10 mm) and the share of the block's frames that are there; the first correction over 10 mm (3; 0 where
+        the joint is missing); for two bones of the joint the vector that would give the bone its length (3, over 10 mm),
+        that length over 100 mm and whether it is known; roughness and whether it is known.
+    """
+    frames = observed.shape[1]
+    t = torch.arange(frames)
+    same = segments.unsqueeze(2) == segments.unsqueeze(1)  # [B, T, T]; numbers only grow, so a segment is one stretch
+    first_frame = torch.maximum(same.int().argmax(2), t - look_behind.unsqueeze(1))
+    last_frame = torch.minimum(frames - 1 - same.flip(2).int().argmax(2), t + look_ahead.unsqueeze(1))
+    seen = observed.unsqueeze(-1)
+    # Sums over a block of frames as differences of running sums, in double.
+    positions = _running_sum(torch.where(seen, refined, 0))  # [B, T + 1, 14, 3]
+    counts = _running_sum(seen)
+    parts = []
+    for sign in (-1, 1):
+        for near, far in BLOCKS:
+            low, high = sorted((t + sign * near, t + sign * far), key=lambda x: int(x[0]))
+            begin = torch.minimum(torch.maximum(low, first_frame), last_frame + 1)  # an empty range where none is there
+            end = torch.maximum(torch.minimum(high + 1, last_frame + 1), begin)
+
+            def between(sums: Tensor, begin: Tensor = begin, end: Tensor = end) -> Tensor:
+                rows = torch.arange(len(sums)).unsqueeze(1)
+                return sums[rows, end] - sums[rows, begin]
+
+            count = between(counts)
+            mean = torch.where(count > 0, between(positions) / count.clamp(min=1) - refined, 0)
+            parts += [_compress(mean), count / (far - near + 1)]
+    parts.append(torch.where(seen, refined - joints, 0) / STEP_UNIT_MM)
+    for slot in _BONES_OF_JOINT:
+        bone = torch.tensor([entry[0] for entry in slot])
+        other = torch.tensor([entry[1] for entry in slot])
+        exists = bone >= 0
+        rest = lengths[..., bone.clamp(min=0)].masked_fill(~exists, torch.nan).unsqueeze(-1)
+        known = rest.isfinite()
+        vector = refined[..., other, :] - refined
+        length = vector.norm(dim=-1, keepdim=True).clamp(min=1e-3)
+        move = vector / length * (length - rest)
+        parts += [
+            torch.where(known, _compress(move), 0),
+            torch.where(known, rest / SCALE_MM, 0),
+            known,
+        ]
+    known = roughness.isfinite()
+    parts += [torch.where(known, roughness, 0).unsqueeze(-1), known.unsqueeze(-1)]
+    return torch.cat([p.to(joints.dtype) for p in parts], -1)
+
+
+def _running_sum(x: Tensor) -> Tensor:
+    """``(B, T + 1, ...)`` float64 sums of the first 0 to T frames."""
+    return F.pad(x.double().cumsum(1), [0, 0] * (x.ndim - 2) + [1, 0])
+
+
+def _compress(vector: Tensor) -> Tensor:
+    """Millimetres over 10, with the length's asinh for the length."""
+    length = vector.norm(dim=-1, keepdim=True) / STEP_UNIT_MM
+    return vector / STEP_UNIT_MM * torch.where(length > 1e-6, torch.asinh(length) / length.clamp(min=1e-6), 1)
+
+
+def _bones_of_joint() -> tuple[tuple[tuple[int, int], ...], ...]:
+    """For two slots and each joint: a rigid bone and its other end, or (-1, 0)."""
+    of = [[(i, sum(bone) - j) for i, bone in enumerate(RIGID_BONES) if j in bone] for j in range(NUM_JOINTS)]
+    return tuple(tuple((bones + [(-1, 0)] * 2)[slot] for bones in of) for slot in range(2))
+
+
+_BONES_OF_JOINT = _bones_of_joint()
+
+
+def first_stage(
+    model: JointRefiner, joints: Tensor, observed: Tensor, confidence: Tensor, error_mm: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Refined joints ``(B, T, 14, 3)`` and hidden states ``(B, T, 14, 128)``; arguments as :func:`refine_sequences`.
+
+    Frames without :data:`MIN_JOINTS` observed joints are left as they are; their hidden states mean nothing.
+    """
+    usable = (observed.sum(-1) >= MIN_JOINTS).flatten()
+    flat = [x.flatten(0, 1) for x in (joints, observed, confidence, error_mm)]
+    flat[1] = flat[1] | ~usable.unsqueeze(-1)
+    features, mean = encode(*flat)
+    hidden, output = model.hidden_and_output(features.to(model.mask.dtype))
+    refined, _ = decode(flat[0], flat[1], mean, output.to(joints.dtype))
+    refined = torch.where(usable[:, None, None], refined, flat[0])
+    return refined.view_as(joints), hidden.view(*joints.shape[:2], NUM_JOINTS, -1)
+
+
+@torch.inference_mode()
+def refine_sequences(
+    first: JointRefiner,
+    second: SequenceRefiner,
+    joints: Tensor,
+    observed: Tensor,
+    confidence: Tensor,
+    error_mm: Tensor,
+    lengths_mm: Tensor | None = None,
+    look_behind: int = REACH,
+    look_ahead: int = REACH,
+    online: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Both stages: the torch twin of every backend's sequences, streams and calibrated single frames.
+
+    Args:
+        joints: ``(B, T, 14, 3)`` millimetres, canonical order, right hand.
+        observed: ``(B, T, 14)``; a frame with fewer than :data:`MIN_JOINTS` is not looked at and comes back as it was.
+        confidence, error_mm: ``(B, T, 14)``; NaN: unknown.
+        lengths_mm: ``(9,)`` the person's bone lengths where they were calibrated; NaN: that bone's is not known.
+        look_behind, look_ahead: frames that may be looked at.
+        online: bone lengths and roughness at a frame are those of the last :data:`HISTORY_FRAMES` of its segment up to
+            ``look_ahead`` frames after it, not of the whole segment.
+
+    Returns:
+        Refined joints and their expected errors ``(B, T, 14)``, millimetres.
+    """
+    observed = observed & (observed.sum(-1, keepdim=True) >= MIN_JOINTS)
+    segments = find_segments(joints, observed)
+    refined, hidden = first_stage(first, joints, observed, confidence, error_mm)
+    frames = joints.shape[1]
+    everything = torch.ones(segments.shape, dtype=torch.bool)
+    lengths, roughness = statistics(refined, observed, segments, everything)
+    if online:
+        lengths, roughness = lengths.clone(), roughness.clone()
+        for t in range(frames):
+            newest = min(t + look_ahead, frames - 1)
+            counted = everything.clone()
+            counted[:, newest + 1 :] = False
+            counted[:, : max(0, newest + 1 - HISTORY_FRAMES)] = False
+            now = statistics(refined, observed, segments, counted)
+            lengths[:, t], roughness[:, t] = now[0][:, t], now[1][:, t]
+    if lengths_mm is not None:
+        lengths = torch.where(lengths_mm.isfinite(), lengths_mm, lengths).to(lengths.dtype)
+    behind, ahead = (torch.full((len(joints),), n) for n in (look_behind, look_ahead))
+    features = sequence_features(joints, refined, observed, segments, lengths, roughness, behind, ahead)
+    output = second(hidden.flatten(0, 1), features.flatten(0, 1).to(second.gain.dtype)).to(joints.dtype)
+    output = output.view(*joints.shape[:3], 4)
+    usable = observed.any(-1)[..., None, None]
+    sigma = SCALE_MM * torch.exp(output[..., 3].clamp(*LOG_SIGMA_RANGE))
+    return torch.where(usable, refined + SCALE_MM * output[..., :3], joints), sigma.masked_fill(~usable[..., 0], torch.nan)

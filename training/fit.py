@@ -1,0 +1,134 @@
+"""What every training here has in common: optimiser, schedule, averaged weights, checkpoints that resume exactly, logs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import lightning as L
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+
+from training.config import Experiment, OptimConfig, SequenceExperiment
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
+    """Factor of the learning rate: linear warm-up, then a cosine to ``final_lr`` or a constant."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    if optim.decay == "constant":
+        return 1.0
+    progress = min(1.0, (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps))
+    return optim.final_lr + (1 - optim.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Training(L.LightningModule, Generic[Model]):
+    """Trains ``model``; validation and export use the averaged weights where there are any."""
+
+    def __init__(self, experiment: Experiment | SequenceExperiment, model: Model) -> None:
+        super().__init__()
+        self.experiment = experiment
+        self.save_hyperparameters({"experiment": asdict(experiment)})
+        self.model = model
+        decay = experiment.optim.ema
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        if experiment.trainer.compile:
+            self.model.compile()
+
+    @property
+    def best_model(self) -> Model:
+        """The weights to use: the average, or the model itself."""
+        return self.model if self.average is None else self.average.module
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def configure_optimizers(self) -> Any:
+        optim, trainer = self.experiment.optim, self.experiment.trainer
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.optimizer]
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        vectors = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = kind(groups, lr=optim.lr, betas=optim.betas)
+        steps = trainer.epochs * trainer.steps_per_epoch
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate, optim=optim, steps=steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Stream(Protocol):
+    """Batches by index, from ``offset`` on."""
+
+    offset: int
+    length: int
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class StreamData(L.LightningDataModule):
+    """A stream of batches, a new stretch of it each epoch."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        assert self.trainer is not None
+        self.stream.offset = self.trainer.current_epoch * self.stream.length
+        assert isinstance(self.stream, Dataset)
+        return DataLoader(self.stream, batch_size=None, shuffle=False)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(torch.zeros(1, 1))  # type: ignore[arg-type]  # one step: the whole validation set
+
+
+def fit(module: Training[Any], stream: Stream, out: Path, resume: bool) -> Path:
+    """Trains, or goes on; returns the best checkpoint by validation score.
+
+    Checkpoints: ``out/last.ckpt`` after each epoch, ``out/best-*.ckpt``; logs: ``out/csv`` and ``out/tensorboard``.
+    """
+    experiment = module.experiment
+    checkpoint_callback = partial(L.pytorch.callbacks.ModelCheckpoint, out, auto_insert_metric_name=False)
+    best = checkpoint_callback(monitor="val/score", mode="max", save_top_k=3, filename="best-{epoch}")
+    latest = checkpoint_callback(filename="last", enable_version_counter=False)
+    trainer = L.Trainer(
+        default_root_dir=out,
+        max_epochs=experiment.trainer.epochs,
+        accelerator="auto",
+        devices=1,
+        precision=experiment.trainer.precision,  # type: ignore[arg-type]
+        gradient_clip_val=experiment.optim.clip or None,
+        reload_dataloaders_every_n_epochs=1,
+        callbacks=[best, latest, L.pytorch.callbacks.LearningRateMonitor()],
+        logger=[L.pytorch.loggers.CSVLogger(out, "csv", ""), L.pytorch.loggers.TensorBoardLogger(out, "tensorboard", "")],
+        log_every_n_steps=50,
+        num_sanity_val_steps=0,
+    )
+    last = out / "last.ckpt"
+    checkpoint = last if resume and last.is_file() else None
+    # The checkpoint is our own, with plain numbers and tensors only.
+    trainer.fit(module, StreamData(stream), ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    return Path(best.best_model_path or last)
+
+
+def read_checkpoint(checkpoint: Path, command: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights to use (averaged where there is an average) and what the checkpoint says of its run.
+
+    Raises:
+        ValueError: not a checkpoint of ``command``.
+    """
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        experiment, state = content["hyper_parameters"]["experiment"], content["state_dict"]
+    except (KeyError, TypeError):
+        raise ValueError(f"{checkpoint}: not a checkpoint of {command}") from None
+    prefix = "average.module." if experiment["optim"]["ema"] else "model."
+    weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    return weights, {"experiment": experiment, "steps": content["global_step"]}
