@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jointbert.skeleton import FINGER_BONES, PALM_SIDES, PALM_TO_MID
+from jointbert.skeleton import PALM_TO_MID, RIGID_BONES
 
-PROJECTION_BONES = FINGER_BONES + PALM_SIDES + PALM_TO_MID
+PROJECTION_BONES = RIGID_BONES + PALM_TO_MID
 
 
 def bone_projection(poses: np.ndarray, iterations: int = 3, stiffness: float = 0.3) -> np.ndarray:
@@ -55,4 +55,9 @@ def one_euro(
     return out
 
 
-BASELINES = {"bones": bone_projection, "median-7": median_filter, "One-Euro": one_euro}
+def median_then_bones(poses: np.ndarray) -> np.ndarray:
+    """The median filter, then the projection."""
+    return bone_projection(median_filter(poses))
+
+
+BASELINES = {"bones": bone_projection, "median-7": median_filter, "med+bones": median_then_bones, "One-Euro": one_euro}

@@ -2,8 +2,9 @@
 
     python benchmarks/nyu_published.py --data DIR
 
-DIR holds groundtruth.txt and predictions/*.txt (u v d). For each range of frames: mean joint error before and after, relative
-gain, methods improved, worst method, and the plain baselines beside it.
+DIR holds groundtruth.txt and predictions/*.txt (u v d). For each range of frames: mean joint error before and after, and the
+relative gain of single frames, of single frames of a calibrated person (calibrated by the range's own predictions), of a stream
+without look-ahead, of the whole sequence, and of the plain baselines; methods improved, worst method, acceleration error.
 """
 
 from __future__ import annotations
@@ -21,50 +22,114 @@ if __name__ == "__main__":  # a script in a checkout: the repository's root is w
 
 import jointbert
 from benchmarks.baselines import BASELINES
-from jointbert.evaluation.metrics import NYU_RANGES, relative_gain
+from jointbert.evaluation.metrics import NYU_RANGES, SELECTED, acceleration_error
+from jointbert.skeleton import JOINT_NAMES
 from training.data.nyu import read_published
 
-
-def mean_error(poses: np.ndarray, truth: np.ndarray) -> float:
-    """Mean joint error, mm."""
-    return float(np.linalg.norm(poses - truth, axis=-1).mean())
+SINGLE, CALIBRATED, STREAM, SEQUENCE = "single", "calibrated", "stream", "sequence"
+Row = dict[str, dict[str, object]]
 
 
-def measure(data: Path, weights: str, backend: str, threads: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean errors by range, method and column (``before``, ``refine()``, each baseline)."""
-    published = read_published(data)
-    frames = len(published.groundtruth)
+def figures(poses: np.ndarray, truth: np.ndarray) -> dict[str, object]:
+    """Mean joint error and that of each joint, mm; mean error of the accelerations, mm per frame squared."""
+    errors = np.linalg.norm(poses - truth, axis=-1)
+    return {
+        "mean_mm": float(errors.mean()),
+        "by_joint_mm": dict(zip(JOINT_NAMES, errors.mean(0).tolist(), strict=True)),
+        "acceleration": acceleration_error(poses, truth),
+    }
+
+
+def refined_by(weights: str, backend: str, threads: int, poses: np.ndarray, sequences: bool) -> dict[str, np.ndarray]:
+    """The range's poses, refined in every way."""
     refiner = jointbert.Refiner(weights, backend, threads)
-    ranges = {name: rows for name, rows in NYU_RANGES.items() if rows.start < frames}
-    result: dict[str, dict[str, dict[str, float]]] = {name: {} for name in ranges}
+    out = {SINGLE: refiner(poses)}
+    if sequences:
+        out[SEQUENCE] = refiner(poses, sequence=True)
+        stream = refiner.stream()
+        out[STREAM] = np.stack([stream(pose) for pose in poses])
+        refiner.calibrate(poses)
+        out[CALIBRATED] = refiner(poses)
+    return out
+
+
+def measure(data: Path, weights: str, backend: str, threads: int, sequences: bool) -> dict[str, dict[str, Row]]:
+    """Figures by range, method and column."""
+    published = read_published(data)
+    ranges = {name: rows for name, rows in NYU_RANGES.items() if rows.start < len(published.groundtruth)}
+    result: dict[str, dict[str, Row]] = {name: {} for name in ranges}
     with typer.progressbar(published.predictions.items(), label="methods", file=sys.stderr) as methods:
         for method, poses in methods:
-            refined = refiner(poses)
+            # A range is one person: that is what the baselines' bone lengths assume, too.
             for name, rows in ranges.items():
                 truth = published.groundtruth[rows]
-                row = {"before": mean_error(poses[rows], truth), "refine()": mean_error(refined[rows], truth)}
-                # The baselines see the range alone: it is one person, which is what the bone lengths assume.
-                row.update({key: mean_error(baseline(poses[rows]), truth) for key, baseline in BASELINES.items()})
-                result[name][method] = row
+                columns = {"before": poses[rows], **refined_by(weights, backend, threads, poses[rows], sequences)}
+                columns.update({key: baseline(poses[rows]) for key, baseline in BASELINES.items()})
+                result[name][method] = {key: figures(value, truth) for key, value in columns.items()}
     return result
 
 
-def print_range(name: str, methods: dict[str, dict[str, float]]) -> None:
+def print_range(name: str, methods: dict[str, Row]) -> None:
     """One table."""
-    columns = ["refine()", *BASELINES]
-    print(f"\nframes {name}: {len(methods)} methods; mean joint error in mm, relative gain in %")
-    print(f"{'method':34s}{'before':>8s}{'after':>8s}" + "".join(f"{c:>11s}" for c in columns))
-    gains = {c: [relative_gain(row["before"], row[c]) for row in methods.values()] for c in columns}
-    for i, (method, row) in enumerate(methods.items()):
-        cells = "".join(f"{100 * gains[c][i]:+11.2f}" for c in columns)
-        print(f"{method:34s}{row['before']:8.2f}{row['refine()']:8.2f}{cells}")
-    means = [np.mean([row[c] for row in methods.values()]) for c in ("before", "refine()")]
-    print(
-        f"{'mean (of the gains: relative)':34s}{means[0]:8.2f}{means[1]:8.2f}"
-        + "".join(f"{100 * np.mean(gains[c]):+11.2f}" for c in columns)
-    )
-    print(f"{'methods improved':50s}" + "".join(f"{sum(g > 0 for g in gains[c]):>8d}/{len(methods)}" for c in columns))
-    print(f"{'worst method':50s}" + "".join(f"{100 * min(gains[c]):+11.2f}" for c in columns))
+    columns = [column for column in next(iter(methods.values())) if column != "before"]
+
+    def column(key: str, figure: str = "mean_mm") -> np.ndarray:
+        return np.array([row[key][figure] for row in methods.values()], dtype=float)
+
+    before = column("before")
+    gains = {c: 100 * (1 - column(c) / before) for c in columns}
+    print(f"\nframes {name}: {len(methods)} methods; mean joint error before in mm, relative gain in %")
+    print(f"{'method':30s}{'before':>8s}" + "".join(f"{c:>11s}" for c in columns))
+    for i, method in enumerate(methods):
+        print(f"{method[:30]:30s}{before[i]:8.2f}" + "".join(f"{gains[c][i]:+11.2f}" for c in columns))
+    print(f"{'mean':30s}{before.mean():8.2f}" + "".join(f"{gains[c].mean():+11.2f}" for c in columns))
+    print(f"{'methods improved':38s}" + "".join(f"{(gains[c] > 0).sum():>8d}/{len(methods)}" for c in columns))
+    print(f"{'worst method':38s}" + "".join(f"{gains[c].min():+11.2f}" for c in columns))
+    rough = column("before", "acceleration")
+    cells = "".join(f"{column(c, 'acceleration').mean():11.2f}" for c in columns)
+    print(f"{'acceleration error, mm/frame^2':30s}{rough.mean():8.2f}{cells}")
+
+
+def draw(path: Path, name: str, methods: dict[str, Row]) -> None:
+    """Errors before and after by method and gains by joint, with the filters."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [c for c in (SINGLE, STREAM, SEQUENCE, "median-7", "med+bones", "One-Euro") if c in next(iter(methods.values()))]
+    colours = dict(zip(shown, ("#4c78a8", "#59a14f", "#e15759", "#bbbbbb", "#999999", "#777777"), strict=False))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6.2), constrained_layout=True)
+    names = sorted(methods, key=lambda m: float(methods[m]["before"]["mean_mm"]))  # type: ignore[arg-type]
+    before = np.array([methods[m]["before"]["mean_mm"] for m in names], dtype=float)
+    height = 0.8 / len(shown)
+    for i, c in enumerate(shown):
+        gain = 100 * (1 - np.array([methods[m][c]["mean_mm"] for m in names], dtype=float) / before)
+        left.barh(np.arange(len(names)) + (i - (len(shown) - 1) / 2) * height, gain, height, color=colours[c], label=c)
+    short = [m.split("_NYU_")[-1].split("_n7")[0] for m in names]
+    left.set_yticks(np.arange(len(names)), [f"{m} ({e:.1f} mm)" for m, e in zip(short, before, strict=True)])
+    left.invert_yaxis()
+    left.axvline(0, color="black", lw=0.8)
+    left.set_xlabel("relative gain, %")
+    left.legend(frameon=False)
+    left.set_title(f"by method, frames {name}")
+
+    def by_joint(c: str) -> np.ndarray:
+        return np.mean([list(row[c]["by_joint_mm"].values()) for row in methods.values()], axis=0)  # type: ignore[attr-defined]
+
+    x = np.arange(len(JOINT_NAMES))
+    columns = ["before", *(c for c in shown if c != "med+bones")]
+    width = 0.84 / len(columns)
+    for i, c in enumerate(columns):
+        right.bar(x + (i - (len(columns) - 1) / 2) * width, by_joint(c), width, color=colours.get(c, "#222222"), label=c)
+    right.set_xticks(x, [j.replace("_", " ") for j in JOINT_NAMES], rotation=50, ha="right")
+    right.set_ylabel("mean error, mm")
+    right.set_title("by joint, mean of the methods")
+    right.legend(frameon=False, ncols=2)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def main(
@@ -72,18 +137,22 @@ def main(
     weights: Annotated[str, typer.Option(help="Shipped weights' name or a .safetensors file.")] = "nyu14",
     backend: Annotated[str, typer.Option(help="auto, native or torch.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    sequences: Annotated[bool, typer.Option(help="Sequences, streams and calibration, too.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the validation range's figures (needs matplotlib).")] = None,
 ) -> None:
     """Refine every published prediction of a folder and print what changed."""
     try:
-        result = measure(data, weights, backend, threads)
+        result = measure(data, weights, backend, threads, sequences)
     except (ValueError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from None
     for name, methods in result.items():
         print_range(name, methods)
     if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if figure is not None:
+        draw(figure, SELECTED, result[SELECTED])
 
 
 if __name__ == "__main__":

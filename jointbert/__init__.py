@@ -6,9 +6,11 @@
 """
 
 from jointbert.backends import Status
+from jointbert.checks import JointbertWarning
 from jointbert.demo import load_demo
-from jointbert.refine import JointbertWarning, Refined, Refiner, refine
+from jointbert.refine import Refiner, refine
 from jointbert.skeleton import JOINT_NAMES
+from jointbert.stream import Refined, Stream
 
 __version__ = "0.1.0"
-__all__ = ["JOINT_NAMES", "JointbertWarning", "Refined", "Refiner", "Status", "__version__", "load_demo", "refine"]
+__all__ = ["JOINT_NAMES", "JointbertWarning", "Refined", "Refiner", "Status", "Stream", "__version__", "load_demo", "refine"]

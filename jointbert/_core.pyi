@@ -1,4 +1,4 @@
-"""The refiner on CPU, in C++ (``csrc/bindings/cpu.cpp``)."""
+"""The refiners on CPU, in C++ (``csrc/bindings/cpu.cpp``)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,10 +65,150 @@ class Refiner:
     def layers(self) -> int:
         """The number of layers of the weights."""
 
+class SequenceRefiner:
+    """The second stage on top of a refiner: for sequences, streams and persons whose bone lengths are known.
+
+    It runs on the refiner's instruction set and keeps it alive. Nothing changes after construction: threads may share one.
+
+    Args:
+        refiner: the first stage.
+        weights: the state dict of ``jointbert.models.sequence.SequenceRefiner``; float32, any number of layers, copied.
+
+    Raises:
+        TypeError, ValueError: as :class:`Refiner`.
+    """
+
+    def __init__(self, refiner: Refiner, weights: dict[str, np.ndarray]) -> None: ...
+    def run(
+        self,
+        joints: np.ndarray,
+        permutation: np.ndarray,
+        mm_per_unit: float,
+        mirror: np.ndarray | None,
+        visible: np.ndarray | None,
+        confidence: np.ndarray | None,
+        error_mm: np.ndarray | None,
+        lengths_mm: np.ndarray | None,
+        look_behind: int,
+        look_ahead: int,
+        alone: bool,
+        threads: int,
+    ) -> tuple[np.ndarray, NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+        """Refines the consecutive frames of one sequence, or frames that stand alone.
+
+        What it takes beyond :meth:`Refiner.run`'s arguments:
+
+        Args:
+            joints: ``(T, 14, 3)``, frame by frame. A cut (``CUT_MM``) divides the sequence: no frame looks beyond one. Bone
+                lengths and roughness of a frame are those of all frames between two cuts.
+            lengths_mm: ``(9,)`` float64, the person's lengths of ``RIGID_BONES`` in millimetres, for all frames; where NaN,
+                and with None, they are measured in the frames.
+            look_behind, look_ahead: 0 to ``REACH`` frames before and after a frame that it may look at.
+            alone: the frames are no sequence. Each is refined for itself, with the given lengths alone; ``look_behind`` and
+                ``look_ahead`` must be 0.
+            threads: at most so many work on it; the result does not depend on it.
+
+        Returns:
+            As :meth:`Refiner.run`. A frame that is not refined comes back bit for bit, and is to the others as if it were
+            missing. Some 8 KB of memory a frame are needed meanwhile.
+
+        Raises:
+            TypeError, ValueError: as :meth:`Refiner.run`; lengths that are not positive, ``look_behind`` or ``look_ahead``
+                out of range, or not 0 with ``alone``.
+        """
+
+    def calibrate(
+        self,
+        joints: np.ndarray,
+        permutation: np.ndarray,
+        mm_per_unit: float,
+        mirror: np.ndarray | None,
+        visible: np.ndarray | None,
+        confidence: np.ndarray | None,
+        error_mm: np.ndarray | None,
+        threads: int,
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+        """Measures a person's bones in frames of any order. Arguments and errors are those of :meth:`Refiner.run`.
+
+        Returns:
+            ``(9,)`` median lengths of ``RIGID_BONES`` after the first stage, in millimetres, of an even number the lower
+            median, NaN where fewer than ``KNOWN_FRAMES`` frames tell; how many told, ``(9,)``: those that were refined and
+            have both ends observed; and status, size and chirality ``(N,)`` of the frames, as :meth:`Refiner.run`.
+        """
+
+    def stream(
+        self,
+        permutation: np.ndarray,
+        mm_per_unit: float,
+        mirror: bool,
+        lengths_mm: np.ndarray | None,
+        look_ahead: int,
+    ) -> Stream:
+        """A sequence that will come frame by frame; arguments and errors as :meth:`run`, ``mirror`` for all frames."""
+
+    def forward(self, hidden: np.ndarray, features: np.ndarray, threads: int = 1) -> NDArray[np.float32]:
+        """The second network alone: hidden states ``(N, 14, 128)`` and features ``(N, 14, 63)``, both float32, to outputs
+        ``(N, 14, 4)`` (``jointbert.models.sequence``).
+
+        Raises:
+            TypeError, ValueError: as :meth:`run`.
+        """
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use: the first stage's."""
+
+    @property
+    def layers(self) -> int:
+        """The number of layers of the second stage."""
+
+class Stream:
+    """One sequence that is refined while it comes: see :meth:`SequenceRefiner.stream`.
+
+    A frame is refined from up to ``REACH`` frames before it, ``look_ahead`` frames after it, and the bone lengths and
+    roughness of those of the last ``HISTORY_FRAMES`` frames that no cut divides from it. Memory does not grow. Calls from
+    several threads come one after the other; the interpreter's lock is released meanwhile.
+    """
+
+    def push(
+        self,
+        joints: np.ndarray,
+        visible: np.ndarray | None = None,
+        confidence: np.ndarray | None = None,
+        error_mm: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, NDArray[np.float32], int, float, float] | None:
+        """Takes the next frame and gives the refined one ``look_ahead`` frames before it; None as long as there is none.
+
+        Args:
+            joints: ``(14, 3)`` float32 or float64, in the stream's order and unit; a non-finite joint is missing.
+            visible: ``(14,)`` bool; None: all.
+            confidence, error_mm: ``(14,)`` float32; NaN or None: unknown.
+
+        Returns:
+            Of one frame, the fields of :meth:`Refiner.run`'s result: joints ``(14, 3)`` in the dtype in which that frame
+            came, sigma ``(14,)``, status, size and chirality. A frame that is not refined comes back bit for bit.
+
+        Raises:
+            TypeError, ValueError: an argument of another type, dtype or shape. The stream stays as it was.
+        """
+
+    def flush(self) -> list[tuple[np.ndarray, NDArray[np.float32], int, float, float]]:
+        """Ends the sequence: gives the frames that :meth:`push` has not given, the last ``look_ahead``. The stream is then as
+        new, with the same options."""
+
+    def reset(self) -> None:
+        """Forgets everything but the options."""
+
+    @property
+    def bone_lengths_mm(self) -> NDArray[np.float64]:
+        """``(9,)`` lengths of ``RIGID_BONES`` of the person in the last frame, in millimetres: those that were given, else
+        those measured so far. NaN: not known yet."""
+
 def supported_isas() -> list[str]:
     """Instruction sets with a kernel that this machine runs, best first: of "avx512", "avx2", "portable"."""
 
-# The C++ copies of jointbert.skeleton, jointbert.models.refiner.RefinerConfig, jointbert.backends.layout and .base.Status
+# The C++ copies of jointbert.skeleton, jointbert.models.refiner.RefinerConfig, jointbert.models.sequence,
+# jointbert.backends.layout and .base.Status
 NUM_JOINTS: int
 HEADS: int
 WIDTH: int
@@ -81,6 +221,15 @@ ERROR_RANGE_MM: tuple[float, float]
 LOG_SIGMA_RANGE: tuple[float, float]
 MIN_JOINTS: int
 HAND_SIZE_MM: tuple[float, float]
+SEQUENCE_FEATURES: int
+BLOCKS: tuple[tuple[int, int], ...]
+REACH: int
+RIGID_BONES: tuple[tuple[int, int], ...]
+STEP_UNIT_MM: float
+CUT_MM: float
+KNOWN_FRAMES: int
+HISTORY_FRAMES: int
+ROUGHNESS_FLOOR_MM: float
 STATUS_REFINED: int
 STATUS_TOO_FEW_JOINTS: int
 STATUS_NOT_A_HAND: int

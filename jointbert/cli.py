@@ -16,10 +16,12 @@ import typer
 from jointbert import __version__
 from jointbert.backends import Status
 from jointbert.camera import Camera
+from jointbert.checks import HANDS
 from jointbert.evaluation.metrics import NYU_RANGES, NYU_TEST_FRAMES, SELECTED, Accuracy, accuracy, joint_errors, relative_gain
 from jointbert.evaluation.textformat import read_frames, read_joints, write_joints
-from jointbert.refine import HANDS, Refined, Refiner
+from jointbert.refine import Refiner
 from jointbert.skeleton import ORDERS
+from jointbert.stream import Refined
 
 app = typer.Typer(add_completion=False, help="Refines 3D hand poses of 14 joints.", rich_markup_mode=None)
 
@@ -28,6 +30,9 @@ CameraOption = Annotated[str | None, typer.Option(help="For uvd: nyu, or fx,fy,c
 HandOption = Annotated[str, typer.Option(help=f"Whose hands: {' or '.join(HANDS)}.")]
 OrderOption = Annotated[str, typer.Option(help=f"Joint order of the files: {', '.join(ORDERS)}, or 14 names with commas.")]
 ErrorOption = Annotated[float | None, typer.Option(help="Expected joint error of the method, mm; inferred without it.")]
+SequenceOption = Annotated[
+    bool, typer.Option("--sequence", help="The file is one video of one person: refine each frame with those around it.")
+]
 WeightsOption = Annotated[str, typer.Option(help="Shipped weights' name, or a .safetensors file.")]
 BackendOption = Annotated[str, typer.Option(help="auto, native or torch.")]
 ThreadsOption = Annotated[int, typer.Option(help="CPU threads.")]
@@ -101,6 +106,7 @@ def refine(
     hand: HandOption = "right",
     order: OrderOption = "nyu14",
     error_mm: ErrorOption = None,
+    sequence: SequenceOption = False,
     weights: WeightsOption = "nyu14",
     backend: BackendOption = "auto",
     threads: ThreadsOption = 1,
@@ -110,7 +116,8 @@ def refine(
         intrinsics = _camera(format, camera)
         _check_folder(output)
         given = read_frames(input, format, intrinsics)  # type: ignore[arg-type]
-        refined = _refine(given.joints, weights, backend, threads, hand=hand, order=_order(order), error_mm=error_mm)
+        options = {"hand": hand, "order": _order(order), "error_mm": error_mm, "sequence": sequence}
+        refined = _refine(given.joints, weights, backend, threads, **options)
         # A frame that is not refined keeps its line, to the letter.
         good = refined.status == Status.REFINED
         kept = [None if ok else line for ok, line in zip(good, given.lines, strict=True)]
@@ -129,6 +136,7 @@ def evaluate(
     hand: HandOption = "right",
     order: OrderOption = "nyu14",
     error_mm: ErrorOption = None,
+    sequence: SequenceOption = False,
     weights: WeightsOption = "nyu14",
     backend: BackendOption = "auto",
     threads: ThreadsOption = 1,
@@ -147,7 +155,7 @@ def evaluate(
         poses = {"before": before[:, permutation]}
         filled = None
         if refine:
-            options = {"hand": hand, "order": _order(order), "error_mm": error_mm}
+            options = {"hand": hand, "order": _order(order), "error_mm": error_mm, "sequence": sequence}
             after = _refine(before, weights, backend, threads, **options).joints[:, permutation]
             # Before and after are compared on the same joints; what was filled in is reported on its own.
             missing = ~np.isfinite(poses["before"]).all(-1)
@@ -269,7 +277,7 @@ def info(weights: WeightsOption = "nyu14") -> None:
     """Version, backends, and what the weights are and have seen."""
     with _one_sentence():
         from jointbert.backends import BACKENDS, load_backend
-        from jointbert.weights import load_weights
+        from jointbert.weights import load_sequence_weights, load_weights
 
         typer.echo(f"jointbert {__version__}")
         loaded = load_weights(weights)
@@ -284,6 +292,15 @@ def info(weights: WeightsOption = "nyu14") -> None:
         parameters = sum(tensor.size for tensor in loaded.tensors.values())
         typer.echo(f"weights {weights}: {parameters / 1e6:.2f}M parameters")
         for key, value in sorted(loaded.metadata.items()):
+            typer.echo(f"  {key}: {value}")
+        try:
+            second = load_sequence_weights(loaded)
+        except ValueError as error:
+            typer.echo(f"second stage: none ({error})")
+            return
+        parameters = sum(tensor.size for tensor in second.tensors.values())
+        typer.echo(f"second stage, for sequences and calibrated persons: {parameters / 1e6:.2f}M parameters")
+        for key, value in sorted(second.metadata.items()):
             typer.echo(f"  {key}: {value}")
 
 

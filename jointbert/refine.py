@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
@@ -12,35 +11,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jointbert.arrays import to_numpy
-from jointbert.backends import Batch, Result, Status, load_backend
-from jointbert.backends.layout import HAND_SIZE_MM, MIN_JOINTS
-from jointbert.skeleton import NUM_JOINTS, resolve_order
-from jointbert.weights import load_weights
+from jointbert.arrays import Restore, to_numpy
+from jointbert.backends import Batch, Result, SequenceBackend, Status, load_backend
+from jointbert.backends.layout import KNOWN_FRAMES
+from jointbert.checks import (
+    UNITS_MM,
+    check_confidence,
+    check_error,
+    check_flag,
+    check_hand,
+    check_joints,
+    check_units,
+    check_visible,
+    report,
+)
+from jointbert.skeleton import JOINT_NAMES, NUM_JOINTS, RIGID_BONES, resolve_order
+from jointbert.stream import Refined, Stream
+from jointbert.weights import load_sequence_weights, load_weights
 
-UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
-HANDS = ("right", "left")
-
-_TYPICAL_SIZE_MM = 65.0  # root mean square distance of an adult's joints from their mean
-_MIRRORED_MM = 12.0  # a frame counts as mirrored beyond this chirality; see Result.chirality
-_PLAUSIBLE_MM = (16.0, 120.0)
 _MAX_THREADS = 256
 _STEP = 1024  # frames between two looks at interrupts: some tenths of a second
 
 
-class JointbertWarning(UserWarning):
-    """Something about the input looks wrong; the result is given all the same."""
+class _Prepared(NamedTuple):
+    """Checked arguments."""
 
-
-class Refined(NamedTuple):
-    """What ``return_details=True`` gives; arrays of the input's library."""
-
-    joints: Any
-    """``(..., 14, 3)``, as the input."""
-    sigma: Any
-    """``(..., 14)`` expected Euclidean error of each refined joint, in the input's unit; NaN where a frame was not refined."""
-    status: Any
-    """``(...)`` uint8, see :class:`Status`."""
+    batch: Batch
+    given: np.ndarray
+    restore: Restore
+    leading: tuple[int, ...]
 
 
 class Refiner:
@@ -64,13 +63,19 @@ class Refiner:
         self._arguments = (weights, backend, threads)
         self._weights = load_weights(weights)
         self._backend = load_backend(backend, self._weights, threads)
+        self._second: SequenceBackend | None = None
+        self._lengths_mm: np.ndarray | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles and copies as what it was made of; weights given by path are read again."""
-        return Refiner, self._arguments
+        """Pickles and copies as what it was made of, and the person; weights given by path are read again."""
+        return Refiner, self._arguments, self._lengths_mm
+
+    def __setstate__(self, lengths_mm: np.ndarray | None) -> None:
+        self._lengths_mm = lengths_mm
 
     def __repr__(self) -> str:
-        return f"Refiner(weights={self._weights.name!r}, backend={self._backend.name!r})"
+        person = "" if self._lengths_mm is None else ", calibrated"
+        return f"Refiner(weights={self._weights.name!r}, backend={self._backend.name!r}{person})"
 
     def __call__(
         self,
@@ -98,6 +103,109 @@ class Refiner:
             return_details=return_details,
         )
 
+    def calibrate(
+        self,
+        joints: Any,
+        *,
+        confidence: Any = None,
+        visible: Any = None,
+        error_mm: Any = None,
+        order: str | Sequence[str] = "nyu14",
+        units: str = "mm",
+        hand: str | Sequence[str] = "right",
+    ) -> dict[tuple[str, str], float]:
+        """Learns a person's hand from frames of it; later calls, sequences and streams use it.
+
+        The lengths of nine bones that hardly change for one person (fingertip to mid, the thumb's, the palm's sides) are the
+        medians over the refined frames; a bone that fewer than 8 frames show stays unknown.
+
+        Args:
+            joints: ``(N, 14, 3)`` or ``(..., 14, 3)``: frames of one person, in any order; ``None`` forgets the person.
+                The other arguments are those of :func:`refine`.
+
+        Returns:
+            Lengths in ``units`` by the names of the bone's two joints; empty where a person was forgotten.
+
+        Raises:
+            ValueError: as :func:`refine`; too few frames; weights without a second stage.
+        """
+        if joints is None:
+            self._lengths_mm = None
+            return {}
+        prepared = self._prepare(joints, confidence, visible, error_mm, order, units, hand)
+        lengths, counts, result = self._second_stage().calibrate(prepared.batch)
+        report(result, units, prepared.batch.mirror, 3)
+        if not np.isfinite(lengths).any():
+            raise ValueError(
+                f"joints: at most {int(counts.max())} of {len(result.status)} frames show a bone; a calibration needs "
+                f"{KNOWN_FRAMES} frames"
+            )
+        self._lengths_mm = lengths
+        scale = UNITS_MM[units]
+        named = {(JOINT_NAMES[a], JOINT_NAMES[b]): float(mm / scale) for (a, b), mm in zip(RIGID_BONES, lengths, strict=True)}
+        return {bone: length for bone, length in named.items() if math.isfinite(length)}
+
+    def stream(
+        self,
+        look_ahead: int = 0,
+        *,
+        order: str | Sequence[str] = "nyu14",
+        units: str = "mm",
+        hand: str = "right",
+        return_details: bool = False,
+    ) -> Stream:
+        """Starts an online sequence: a pose in, the refined pose of ``look_ahead`` frames before out.
+
+        Each stream has state of its own; a calibrated person is that of the moment when it starts.
+
+        Args:
+            look_ahead: frames by which the result is late, 0 to 20.
+            order, units, hand, return_details: as in :func:`refine`, for all frames.
+
+        Raises:
+            ValueError: an argument out of range; weights without a second stage; a backend without streams.
+            TypeError: an argument of another type.
+        """
+        if isinstance(look_ahead, bool) or not isinstance(look_ahead, (int, np.integer)):
+            raise TypeError(f"look_ahead: got {type(look_ahead).__name__}; expected an integer")
+        check_units(units)
+        check_flag("return_details", return_details)
+        mirror = check_hand(hand, ())
+        start = self._second_stage().stream
+        permutation = resolve_order(order)
+        return Stream(
+            start(permutation, UNITS_MM[units], mirror is not None, self._lengths_mm, int(look_ahead)),
+            permutation,
+            units,
+            mirror,
+            bool(return_details),
+        )
+
+    def _second_stage(self) -> SequenceBackend:
+        if self._second is None:
+            self._second = self._backend.sequence(load_sequence_weights(self._weights))
+        return self._second
+
+    def _prepare(
+        self, joints: Any, confidence: Any, visible: Any, error_mm: Any, order: Any, units: Any, hand: Any
+    ) -> _Prepared:
+        check_units(units)
+        permutation = resolve_order(order)
+        given, restore = to_numpy(joints, "joints")
+        poses = check_joints(given)
+        leading = poses.shape[:-2]
+        per_joint = (*leading, NUM_JOINTS)
+        batch = Batch(
+            joints=poses.reshape(-1, NUM_JOINTS, 3),
+            permutation=permutation,
+            mm_per_unit=UNITS_MM[units],
+            mirror=check_hand(hand, leading),
+            visible=None if visible is None else check_visible(visible, per_joint),
+            confidence=None if confidence is None else check_confidence(confidence, per_joint),
+            error_mm=None if error_mm is None else check_error(error_mm, per_joint),
+        )
+        return _Prepared(batch, given, restore, leading)
+
     def _call(
         self,
         joints: Any,
@@ -113,65 +221,62 @@ class Refiner:
         stacklevel: int = 3,
         progress: Callable[[int], None] | None = None,
     ) -> Any:
-        for name, flag in (("sequence", sequence), ("return_details", return_details)):
-            if not isinstance(flag, (bool, np.bool_)):
-                raise TypeError(f"{name}: got {type(flag).__name__}; expected a bool")
+        check_flag("sequence", sequence)
+        check_flag("return_details", return_details)
+        prepared = self._prepare(joints, confidence, visible, error_mm, order, units, hand)
+        batch, leading = prepared.batch, prepared.leading
         if sequence:
-            raise ValueError(f"sequence: the weights {self._weights.name!r} refine single frames; expected sequence=False")
-        if not isinstance(units, str) or units not in UNITS_MM:
-            raise ValueError(f"units: got {units!r}; expected one of {', '.join(map(repr, UNITS_MM))}")
-        permutation = resolve_order(order)
-        given, restore = to_numpy(joints, "joints")
-        poses = _check_joints(given)
-        leading = poses.shape[:-2]
-        per_joint = (*leading, NUM_JOINTS)
-        frames = math.prod(leading)
-        batch = Batch(
-            joints=poses.reshape(frames, NUM_JOINTS, 3),
-            permutation=permutation,
-            mm_per_unit=UNITS_MM[units],
-            mirror=_check_hand(hand, leading),
-            visible=None if visible is None else _check_visible(visible, per_joint),
-            confidence=None if confidence is None else _check_confidence(confidence, per_joint),
-            error_mm=None if error_mm is None else _check_error(error_mm, per_joint),
-        )
-        result = self._backend.run(batch) if frames <= _STEP else self._run_in_steps(batch, progress)
-        _report(result, units, batch.mirror, stacklevel + 1)
+            if not leading:
+                raise ValueError("joints: got the shape (14, 3); expected (frames, 14, 3) for a sequence")
+            second = self._second_stage()
+            lengths = self._lengths_mm
+            result = _in_steps(lambda part: second.run(part, lengths, False), batch, leading[-1], progress)
+        elif self._lengths_mm is not None:
+            second, lengths = self._second_stage(), self._lengths_mm
+            result = _in_steps(lambda part: second.run(part, lengths, True), batch, _STEP, progress)
+        else:
+            result = _in_steps(self._backend.run, batch, _STEP, progress)
+        report(result, units, batch.mirror, stacklevel + 1)
 
-        out = result.joints.reshape(poses.shape)
+        given = prepared.given
+        out = result.joints.reshape(given.shape)
         if given.dtype.kind == "f" and out.dtype != given.dtype:  # float16, longdouble, swapped bytes
             with np.errstate(over="ignore"):  # beyond float16: infinite, as in any arithmetic of that type
                 out = out.astype(given.dtype)
             kept = (result.status != Status.REFINED).reshape(leading)
             out[kept] = given[kept]
+        restore = prepared.restore
         if not return_details:
             return restore(out)
-        sigma = result.sigma.reshape(per_joint).astype(out.dtype, copy=False)
+        sigma = result.sigma.reshape((*leading, NUM_JOINTS)).astype(out.dtype, copy=False)
         return Refined(restore(out), restore(sigma), restore(result.status.reshape(leading)))
 
-    def _run_in_steps(self, batch: Batch, progress: Callable[[int], None] | None) -> Result:
-        """The same result as one run; between steps there is time for an interrupt and for progress."""
 
-        def part(rows: np.ndarray | None, start: int) -> np.ndarray | None:
-            return None if rows is None else rows[start : start + _STEP]
+def _in_steps(run: Callable[[Batch], Result], batch: Batch, step: int, progress: Callable[[int], None] | None) -> Result:
+    """Runs ``step`` frames at a time; between steps there is time for an interrupt and for progress."""
+    if len(batch.joints) <= step:
+        return run(batch)
 
-        results = []
-        for start in range(0, len(batch.joints), _STEP):
-            results.append(
-                self._backend.run(
-                    replace(
-                        batch,
-                        joints=batch.joints[start : start + _STEP],
-                        mirror=part(batch.mirror, start),
-                        visible=part(batch.visible, start),
-                        confidence=part(batch.confidence, start),
-                        error_mm=part(batch.error_mm, start),
-                    )
+    def part(rows: np.ndarray | None, start: int) -> np.ndarray | None:
+        return None if rows is None else rows[start : start + step]
+
+    results = []
+    for start in range(0, len(batch.joints), step):
+        results.append(
+            run(
+                replace(
+                    batch,
+                    joints=batch.joints[start : start + step],
+                    mirror=part(batch.mirror, start),
+                    visible=part(batch.visible, start),
+                    confidence=part(batch.confidence, start),
+                    error_mm=part(batch.error_mm, start),
                 )
             )
-            if progress is not None:
-                progress(len(results[-1].status))
-        return Result(**{f.name: np.concatenate([getattr(r, f.name) for r in results]) for f in fields(Result)})
+        )
+        if progress is not None:
+            progress(len(results[-1].status))
+    return Result(**{f.name: np.concatenate([getattr(r, f.name) for r in results]) for f in fields(Result)})
 
 
 def refine(
@@ -200,7 +305,9 @@ def refine(
         order: ``nyu14``, ``palm_first`` or the 14 joint names in the order of ``joints`` and every per-joint argument.
         units: ``mm``, ``cm`` or ``m``.
         hand: ``right``, ``left``, or one of these words for each frame; left hands are mirrored on the way in and out.
-        sequence: temporal refinement; needs weights that have it.
+        sequence: the second-last axis but one is time: ``(T, 14, 3)`` or ``(..., T, 14, 3)`` frames of one person in order,
+            refined with the frames around them (20 on either side) and the person's bone lengths. A cut is found where the
+            median joint moves more than 60 mm between two frames, and what is beyond it is not looked at.
         weights: a shipped name or a ``.safetensors`` path.
         backend: ``auto``, ``native`` (C++) or ``torch``.
         return_details: return :class:`Refined` instead of the joints alone.
@@ -258,143 +365,3 @@ def _cached_refiner(weights: Any, backend: Any) -> Refiner:
     if stat is None:
         return Refiner(weights, backend)  # which says what is wrong
     return _load(os.path.abspath(path), (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size), backend)
-
-
-def _check_joints(array: np.ndarray) -> np.ndarray:
-    """Shape and dtype; returns float32 or float64, C-contiguous."""
-    kind = array.dtype.kind
-    if kind not in "fiu" or (kind == "f" and array.dtype.itemsize < 2):
-        raise TypeError(f"joints: got the dtype {array.dtype}; expected floating-point or integer coordinates")
-    shape = array.shape
-    if len(shape) < 2 or shape[-2:] != (NUM_JOINTS, 3):
-        raise ValueError(f"joints: got the shape {shape}; expected (..., {NUM_JOINTS}, 3){_shape_hint(shape)}")
-    small = array.dtype.itemsize <= 4 and kind == "f"
-    with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes infinite: missing
-        return np.ascontiguousarray(array, dtype=np.float32 if small else np.float64)
-
-
-def _shape_hint(shape: tuple[int, ...]) -> str:
-    if len(shape) >= 2 and shape[-2:] == (21, 3):
-        return "; 21 joints are another protocol: select the 14 of NYU's (see jointbert.skeleton.JOINT_NAMES)"
-    if len(shape) >= 2 and shape[-2:] == (NUM_JOINTS, 2):
-        return "; two coordinates are not enough: the refiner needs x, y, z"
-    if len(shape) >= 2 and shape[-2:] == (3, NUM_JOINTS):
-        return "; swap the last two axes"
-    if shape and shape[-1] == 3 * NUM_JOINTS:
-        return f"; reshape it to (..., {NUM_JOINTS}, 3)"
-    return ""
-
-
-def _check_hand(hand: Any, leading: tuple[int, ...]) -> np.ndarray | None:
-    if isinstance(hand, str):
-        if hand not in HANDS:
-            raise ValueError(f"hand: got {hand!r}; expected 'right', 'left' or one of these for each frame")
-        return np.ones(math.prod(leading), dtype=bool) if hand == "left" else None
-    if not isinstance(hand, (list, tuple, np.ndarray)):
-        raise TypeError(f"hand: got {type(hand).__name__}; expected 'right', 'left' or one of these for each frame")
-    try:
-        words = np.asarray(hand)
-    except ValueError:
-        raise ValueError("hand: got a nested list of uneven lengths; expected one word for each frame") from None
-    if words.dtype.kind == "O" and all(isinstance(word, str) for word in words.flat):
-        words = words.astype(str)
-    if words.dtype.kind != "U" and words.size:
-        raise TypeError(f"hand: got an array of {words.dtype}; expected the words 'right' and 'left'")
-    if words.shape != leading:
-        raise ValueError(f"hand: got the shape {words.shape}; expected one word for each frame, {leading}")
-    if not np.isin(words, HANDS).all():
-        raise ValueError(f"hand: got {str(words[~np.isin(words, HANDS)][0])!r}; expected 'right' or 'left'")
-    return np.ascontiguousarray(words == "left").reshape(-1)
-
-
-def _per_joint(value: Any, name: str, shape: tuple[int, ...], kinds: str, expected: str, scalar: bool = False) -> np.ndarray:
-    array = to_numpy(value, name)[0]
-    if array.dtype.kind not in kinds:
-        raise TypeError(f"{name}: got the dtype {array.dtype}; expected {expected}")
-    fits = array.shape[-1:] == (NUM_JOINTS,) and array.ndim <= len(shape)
-    if fits:
-        fits = all(a in (1, b) for a, b in zip(array.shape[::-1], shape[::-1], strict=False))
-    if not fits and not (scalar and array.ndim == 0):
-        expectation = f"{shape}" + (", or a number" if scalar else "")
-        raise ValueError(f"{name}: got the shape {array.shape}; expected {expectation}")
-    return np.broadcast_to(array, shape).reshape(-1, NUM_JOINTS)
-
-
-def _check_visible(visible: Any, shape: tuple[int, ...]) -> np.ndarray:
-    array = _per_joint(visible, "visible", shape, "biu", "bool")
-    if array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
-        raise ValueError("visible: got integers other than 0 and 1; expected bool")
-    return np.ascontiguousarray(array, dtype=bool)
-
-
-def _check_confidence(confidence: Any, shape: tuple[int, ...]) -> np.ndarray:
-    array = _per_joint(confidence, "confidence", shape, "fiu", "numbers in [0, 1]")
-    bad = (array < 0) | (array > 1)
-    if bad.any():
-        raise ValueError(f"confidence: got {float(array[bad][0])!r}; expected values in [0, 1], NaN where unknown")
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _check_error(error_mm: Any, shape: tuple[int, ...]) -> np.ndarray:
-    array = _per_joint(error_mm, "error_mm", shape, "fiu", "positive numbers", scalar=True)
-    bad = (array <= 0) | np.isposinf(array)
-    if bad.any():
-        raise ValueError(f"error_mm: got {float(array[bad][0])!r}; expected positive millimetres, NaN where unknown")
-    with np.errstate(over="ignore"):  # beyond float32 is beyond the clamp, too
-        return np.ascontiguousarray(np.minimum(array, 1e6), dtype=np.float32)
-
-
-def _report(result: Result, units: str, mirror: np.ndarray | None, stacklevel: int) -> None:
-    """Turns what the backend noticed into an error (nothing is usable) or one warning."""
-    frames = len(result.status)
-    if not frames or _looks_right(result):
-        return
-    few = int((result.status == Status.TOO_FEW_JOINTS).sum())
-    if few == frames:
-        which = "the frame has" if frames == 1 else f"each of the {frames} frames has"
-        raise ValueError(f"joints: {which} fewer than {MIN_JOINTS} finite, visible joints; there is nothing to refine")
-    hints = []
-    strange = int((result.status == Status.NOT_A_HAND).sum())
-    if few or strange:
-        reasons = [f"{few} with fewer than {MIN_JOINTS} joints"] if few else []
-        if strange:
-            low, high = HAND_SIZE_MM
-            reasons.append(f"{strange} of a size that can't be a hand's (outside {low:g} to {high:g} mm root mean square)")
-        hints.append(f"{few + strange} of {frames} frames came back as they were: {', '.join(reasons)}")
-    sizes = result.size_mm[(result.status != Status.TOO_FEW_JOINTS) & np.isfinite(result.size_mm)]
-    size = float(np.median(sizes)) if len(sizes) else np.inf
-    if not _PLAUSIBLE_MM[0] <= size <= _PLAUSIBLE_MM[1]:
-        hints.append(_size_hint(size, units))
-    sides = result.chirality[(result.status == Status.REFINED) & np.isfinite(result.chirality)]
-    if len(sides) and (sides > _MIRRORED_MM).mean() > 0.5:
-        if mirror is None:
-            hints.append("most hands are mirrored: pass hand='left' for left hands, or negate y if it points up")
-        else:
-            hints.append("most hands are not of the stated side: check hand=, or negate y if it points up")
-    if hints:
-        warnings.warn("joints: " + "; ".join(hints), JointbertWarning, stacklevel=stacklevel)
-
-
-def _looks_right(result: Result) -> bool:
-    """Nothing to say of any frame: the usual case, found out in a few microseconds."""
-    if len(result.status) == 1:  # in plain numbers: right after a pose, all that Python does is done with cold caches
-        size, side = result.size_mm.item(), result.chirality.item()
-        return result.status.item() == 0 and _PLAUSIBLE_MM[0] <= size <= _PLAUSIBLE_MM[1] and not side > _MIRRORED_MM
-    if result.status.any():
-        return False
-    smallest, largest = result.size_mm.min(), result.size_mm.max()
-    plausible = smallest >= _PLAUSIBLE_MM[0] and largest <= _PLAUSIBLE_MM[1]
-    return bool(plausible and not (result.chirality > _MIRRORED_MM).any())
-
-
-def _size_hint(size_mm: float, units: str) -> str:
-    """What unit would make a median hand of this size an adult's."""
-    candidates = {"metres (units='m')": 1000.0, "centimetres (units='cm')": 10.0, "inches (multiply by 25.4)": 25.4}
-    as_given = size_mm / UNITS_MM[units]  # in whatever the numbers really are
-    if as_given > _PLAUSIBLE_MM[1]:
-        return f"the median hand measures {size_mm:.4g} mm, which looks like pixels or a finer unit than {units!r}"
-    candidates["millimetres (units='mm')"] = 1.0
-    name, factor = min(candidates.items(), key=lambda item: abs(np.log(max(as_given, 1e-30) * item[1] / _TYPICAL_SIZE_MM)))
-    if 0.25 < as_given * factor / _TYPICAL_SIZE_MM < 2:
-        return f"the median hand measures {size_mm:.4g} mm, which looks like {name}"
-    return f"the median hand measures {size_mm:.4g} mm, which no unit explains"

@@ -52,6 +52,8 @@ PALM: tuple[int, ...] = (11, 12, 13)
 
 FINGER_BONES: tuple[tuple[int, int], ...] = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (9, 10))
 PALM_SIDES: tuple[tuple[int, int], ...] = ((11, 12), (11, 13), (12, 13))
+RIGID_BONES: tuple[tuple[int, int], ...] = FINGER_BONES + PALM_SIDES
+"""Bones whose length does not change for one person: what a calibration measures."""
 PALM_TO_MID: tuple[tuple[int, int], ...] = ((1, 13), (3, 13), (5, 13), (7, 13))
 BONES: tuple[tuple[int, int], ...] = FINGER_BONES + PALM_SIDES + PALM_TO_MID + ((10, 13),)
 """Every pair of joints that a drawing joins; the lengths of the first nine hardly change for one person."""

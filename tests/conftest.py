@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import jointbert
-from jointbert.backends.layout import LAYOUT
-from jointbert.weights import tensor_shapes
+from jointbert.backends.layout import LAYOUT, SEQUENCE_FEATURES, SEQUENCE_LAYOUT
+from jointbert.weights import fingerprint, sequence_tensor_shapes, tensor_shapes
 
 DATA = Path(os.environ.get("JOINTBERT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -44,10 +44,32 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weight file in which every tensor matters: an untrained refiner's head is zero. Made without torch."""
     from safetensors.numpy import save_file
 
-    rng = np.random.default_rng(3)
     sizes = {"layers": 12, "heads": 8, "width": 128, "ffn": 256, "features": 8, "outputs": 4}
+    tensors = _random_tensors(tensor_shapes(sizes), np.random.default_rng(3))
+    tensors["observed_gain"] = np.full(1, 0.8, np.float32)
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_file(tensors, path, metadata={"layout": LAYOUT, "name": "random", **{k: str(v) for k, v in sizes.items()}})
+    return path
+
+
+@pytest.fixture(scope="session")
+def sequence_weights(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same refiner with a second stage beside it."""
+    from safetensors.numpy import load_file, save_file
+
+    path = tmp_path_factory.mktemp("sequence") / "both.safetensors"
+    path.write_bytes(random_weights.read_bytes())
+    sizes = {"layers": 2, "heads": 8, "width": 128, "ffn": 256, "features": SEQUENCE_FEATURES, "outputs": 4}
+    tensors = _random_tensors(sequence_tensor_shapes(sizes), np.random.default_rng(4))
+    tensors["gain"] = np.full(1, 0.7, np.float32)
+    metadata = {"layout": SEQUENCE_LAYOUT, "first_stage": fingerprint(load_file(path)), "name": "random"}
+    save_file(tensors, path.with_name("both-sequence.safetensors"), metadata | {k: str(v) for k, v in sizes.items()})
+    return path
+
+
+def _random_tensors(shapes: dict[str, tuple[int, ...]], rng: np.random.Generator) -> dict[str, np.ndarray]:
     tensors = {}
-    for name, shape in tensor_shapes(sizes).items():
+    for name, shape in shapes.items():
         noise = rng.normal(size=shape)
         if "norm" in name and name.endswith("weight"):
             value = 1 + 0.1 * noise
@@ -57,7 +79,4 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             value = noise * shape[-1] ** -0.5
         tensors[name] = value.astype(np.float32)
     tensors["head.weight"] *= 0.2
-    tensors["observed_gain"] = np.full(1, 0.8, np.float32)
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_file(tensors, path, metadata={"layout": LAYOUT, "name": "random", **{k: str(v) for k, v in sizes.items()}})
-    return path
+    return tensors

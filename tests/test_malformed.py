@@ -171,7 +171,7 @@ MUTATORS = [
     per_joint(
         "hand", ["", "Left", "both", ["left"] * 9, [1], [None], [["left"], ["right", "left"]], 5, None, object(), b"left"]
     ),
-    per_joint("sequence", [True, 1, "yes"]),
+    per_joint("sequence", [1, "yes"]),
 ]
 
 

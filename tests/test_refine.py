@@ -330,7 +330,7 @@ def test_mirrored_hands_are_suspected(refiner: Refiner, poses: np.ndarray) -> No
         ({"error_mm": -3.0}, ValueError, r"error_mm: got -3"),
         ({"error_mm": np.inf}, ValueError, r"error_mm: got inf"),
         ({"error_mm": [1, 2]}, ValueError, r"error_mm: got the shape \(2,\); expected \(2, 14\), or a number"),
-        ({"sequence": True}, ValueError, r"sequence: the weights .* refine single frames"),
+        ({"sequence": True}, ValueError, r"weights: .* refine single frames alone"),
         ({"sequence": np.ones(2)}, TypeError, r"sequence: got ndarray; expected a bool"),
         ({"return_details": "yes"}, TypeError, r"return_details: got str"),
         ({"order": set(JOINT_NAMES)}, TypeError, r"order: got set"),

@@ -42,13 +42,15 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Length and arithmetic of a run; an epoch is ``steps_per_epoch`` batches, then validation and a checkpoint."""
+    """Length and arithmetic of a run; an epoch is ``steps_per_epoch`` batches."""
 
     epochs: int = 60
     steps_per_epoch: int = 500
     batch_size: int = 256
     precision: str = "bf16-mixed"
     compile: bool = True
+    validate_every: int = 1
+    """So many epochs, then validation and a checkpoint."""
     validation_stride: int = 6
     """Validate on every so-manieth frame."""
 

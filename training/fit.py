@@ -92,7 +92,7 @@ class StreamData(L.LightningDataModule):
 def fit(module: Training[Any], stream: Stream, out: Path, resume: bool) -> Path:
     """Trains, or goes on; returns the best checkpoint by validation score.
 
-    Checkpoints: ``out/last.ckpt`` after each epoch, ``out/best-*.ckpt``; logs: ``out/csv`` and ``out/tensorboard``.
+    Checkpoints: ``out/last.ckpt`` after each validation, ``out/best-*.ckpt``; logs: ``out/csv`` and ``out/tensorboard``.
     """
     experiment = module.experiment
     checkpoint_callback = partial(L.pytorch.callbacks.ModelCheckpoint, out, auto_insert_metric_name=False)
@@ -106,6 +106,7 @@ def fit(module: Training[Any], stream: Stream, out: Path, resume: bool) -> Path:
         precision=experiment.trainer.precision,  # type: ignore[arg-type]
         gradient_clip_val=experiment.optim.clip or None,
         reload_dataloaders_every_n_epochs=1,
+        check_val_every_n_epoch=experiment.trainer.validate_every,
         callbacks=[best, latest, L.pytorch.callbacks.LearningRateMonitor()],
         logger=[L.pytorch.loggers.CSVLogger(out, "csv", ""), L.pytorch.loggers.TensorBoardLogger(out, "tensorboard", "")],
         log_every_n_steps=50,

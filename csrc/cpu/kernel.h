@@ -30,19 +30,37 @@ struct alignas(64) LayerWeights {
 
 constexpr std::size_t kMaxPanel = 32;  // the head's four columns are filled up to a panel
 
-struct alignas(64) EndWeights {
-    float embed[kFeatures * kWidth];
-    float seen[kJoints * kWidth];    // embed.bias + joint_embedding: what an observed joint's embedding starts from
-    float masked[kJoints * kWidth];  // mask + joint_embedding: all there is of a missing joint
+struct alignas(64) OutputWeights {
     float norm_weight[kWidth];
     float norm_bias[kWidth];
     float head_bias[kMaxPanel];
     float head[kWidth * kMaxPanel];
-    float observed_gain;  // factor of an observed joint's correction
+    float gain;  // factor of a correction; in the first stage, of an observed joint's alone
+};
+
+struct alignas(64) EndWeights {
+    float embed[kFeatures * kWidth];
+    float seen[kJoints * kWidth];    // embed.bias + joint_embedding: what an observed joint's embedding starts from
+    float masked[kJoints * kWidth];  // mask + joint_embedding: all there is of a missing joint
+    OutputWeights output;
 };
 
 struct NetworkWeights {
     const EndWeights* ends;
+    const LayerWeights* layers;
+    std::size_t layer_count;
+};
+
+struct alignas(64) SequenceEndWeights {
+    float embed1_bias[kFfn];
+    float embed1[kSequenceFeatures * kFfn];
+    float embed2_bias[kWidth];
+    float embed2[kFfn * kWidth];
+    OutputWeights output;
+};
+
+struct SequenceNetworkWeights {
+    const SequenceEndWeights* ends;
     const LayerWeights* layers;
     std::size_t layer_count;
 };
@@ -54,8 +72,14 @@ struct Kernel {
     // Runs the network on `poses` poses: features [poses, 14, 8] to outputs [poses, 14, 4]. The caller lends `stream`,
     // [poses, 14, 128] floats. Layers are outermost: a layer's 0.5 MB of weights comes from memory once for all poses,
     // so give it as many poses as the cache holds beside a layer. A pose's result does not depend on its neighbours.
+    // Afterwards `stream` holds the hidden states: what the last layer left, before the final norm.
     void (*forward)(const NetworkWeights& weights, const float* features, std::size_t poses, float* stream,
                     float* outputs);
+
+    // Runs the second stage: features [poses, 14, 63] and the first stage's hidden states, which lie in `stream` and
+    // are not there afterwards, to outputs [poses, 14, 4].
+    void (*forward_sequence)(const SequenceNetworkWeights& weights, const float* features, std::size_t poses,
+                             float* stream, float* outputs);
 };
 
 namespace avx512 {

@@ -271,28 +271,58 @@ void embed(const EndWeights& ends, const float* features, float* x) {
     });
 }
 
-// The residual stream x [14, 128] to outputs [14, 4].
-void read_out(const EndWeights& ends, const float* features, const float* x, float* outputs) {
-    alignas(64) float normed[J * D], panel[J * kPanel];
-    normalise(x, ends.norm_weight, ends.norm_bias, normed);
-    multiply<D, kPanel>(normed, ends.head, [&](int row, int column, Vec sum) {
-        store(panel + row * kPanel + column, sum + load(ends.head_bias + column));
+// Features [14, 63] are added to the hidden states x [14, 128].
+void embed_sequence(const SequenceEndWeights& ends, const float* features, float* x) {
+    constexpr int K = kSequenceFeatures, FFN = kFfn;
+    alignas(64) float wide[J * FFN];
+    multiply<K, FFN>(features, ends.embed1, [&](int row, int column, Vec sum) {
+        store(wide + row * FFN + column, sum + load(ends.embed1_bias + column));
     });
-    for (int row = 0; row < J; ++row) {
-        const float gain = features[row * int(kFeatures) + 3] > 0.5f ? ends.observed_gain : 1.0f;
+    for (int i = 0; i < J * FFN; i += kLanes) store(wide + i, gelu(load(wide + i)));
+    multiply<FFN, D>(wide, ends.embed2, [&](int row, int column, Vec sum) {
+        store(x + row * D + column, load(x + row * D + column) + (sum + load(ends.embed2_bias + column)));
+    });
+}
+
+void run_layers(const LayerWeights* layers, std::size_t layer_count, std::size_t poses, float* stream) {
+    for (std::size_t i = 0; i < layer_count; ++i)
+        for (std::size_t p = 0; p < poses; ++p) run_layer(layers[i], stream + p * kJoints * kWidth);
+}
+
+// The residual stream x [14, 128] to outputs [14, 4], the corrections times gain(joint).
+template <class Gain>
+JOINTBERT_INLINE void read_out(const OutputWeights& weights, const float* x, float* outputs, const Gain& gain) {
+    alignas(64) float normed[J * D], panel[J * kPanel];
+    normalise(x, weights.norm_weight, weights.norm_bias, normed);
+    multiply<D, kPanel>(normed, weights.head, [&](int row, int column, Vec sum) {
+        store(panel + row * kPanel + column, sum + load(weights.head_bias + column));
+    });
+    for (int row = 0; row < J; ++row)
         for (int i = 0; i < int(kOutputs); ++i)
-            outputs[row * int(kOutputs) + i] = panel[row * kPanel + i] * (i < 3 ? gain : 1.0f);
-    }
+            outputs[row * int(kOutputs) + i] = panel[row * kPanel + i] * (i < 3 ? gain(row) : 1.0f);
 }
 
 void forward(const NetworkWeights& weights, const float* features, std::size_t poses, float* stream, float* outputs) {
+    const EndWeights& ends = *weights.ends;
     for (std::size_t p = 0; p < poses; ++p)
-        embed(*weights.ends, features + p * kJoints * kFeatures, stream + p * kJoints * kWidth);
-    for (std::size_t i = 0; i < weights.layer_count; ++i)
-        for (std::size_t p = 0; p < poses; ++p) run_layer(weights.layers[i], stream + p * kJoints * kWidth);
+        embed(ends, features + p * kJoints * kFeatures, stream + p * kJoints * kWidth);
+    run_layers(weights.layers, weights.layer_count, poses, stream);
+    for (std::size_t p = 0; p < poses; ++p) {
+        const float* pose = features + p * kJoints * kFeatures;
+        read_out(ends.output, stream + p * kJoints * kWidth, outputs + p * kJoints * kOutputs,
+                 [&](int row) { return pose[row * int(kFeatures) + 3] > 0.5f ? ends.output.gain : 1.0f; });
+    }
+}
+
+void forward_sequence(const SequenceNetworkWeights& weights, const float* features, std::size_t poses, float* stream,
+                      float* outputs) {
+    const SequenceEndWeights& ends = *weights.ends;
     for (std::size_t p = 0; p < poses; ++p)
-        read_out(*weights.ends, features + p * kJoints * kFeatures, stream + p * kJoints * kWidth,
-                 outputs + p * kJoints * kOutputs);
+        embed_sequence(ends, features + p * kJoints * kSequenceFeatures, stream + p * kJoints * kWidth);
+    run_layers(weights.layers, weights.layer_count, poses, stream);
+    for (std::size_t p = 0; p < poses; ++p)
+        read_out(ends.output, stream + p * kJoints * kWidth, outputs + p * kJoints * kOutputs,
+                 [&](int) { return ends.output.gain; });
 }
 
 }  // namespace
@@ -300,7 +330,7 @@ void forward(const NetworkWeights& weights, const float* features, std::size_t p
 #define JOINTBERT_TEXT_OF(name) #name
 #define JOINTBERT_TEXT(name) JOINTBERT_TEXT_OF(name)
 extern const Kernel kernel;
-const Kernel kernel = {JOINTBERT_TEXT(JOINTBERT_ISA), kPanel, forward};
+const Kernel kernel = {JOINTBERT_TEXT(JOINTBERT_ISA), kPanel, forward, forward_sequence};
 
 }  // namespace JOINTBERT_ISA
 }  // namespace jointbert

@@ -3,12 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 namespace jointbert {
 namespace {
-
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 // Signed side of the hand in millimetres, negative for a right hand; see chirality in jointbert/backends/torch.py.
 double chirality(const CanonicalPose& pose) {
@@ -97,16 +94,24 @@ Status encode(const Poses<T>& poses, std::size_t index, CanonicalPose& pose, flo
     return status;
 }
 
+void correct(const CanonicalPose& pose, const float* output, Points& refined) {
+    Points start;
+    for (std::size_t j = 0; j < kJoints; ++j) std::copy_n(pose.observed[j] ? pose.joints[j] : pose.mean, 3, start[j]);
+    correct(start, output, refined);
+}
+
+void correct(const Points& joints, const float* output, Points& refined) {
+    for (std::size_t j = 0; j < kJoints; ++j)
+        for (std::size_t i = 0; i < 3; ++i) refined[j][i] = joints[j][i] + kScaleMm * double(output[j * kOutputs + i]);
+}
+
 template <typename T>
-void decode(const Poses<T>& poses, std::size_t index, const CanonicalPose& pose, const float* output,
+void decode(const Poses<T>& poses, std::size_t index, const Points& joints, double sign, const float* output,
             const Refined<T>& refined) {
     for (std::size_t j = 0; j < kJoints; ++j, output += kOutputs) {
         const std::size_t at = index * kJoints + poses.permutation[j];
-        const double* start = pose.observed[j] ? pose.joints[j] : pose.mean;
-        for (int i = 0; i < 3; ++i) {
-            const double value = (start[i] + kScaleMm * double(output[i])) * (i == 0 ? pose.sign : 1.0);
-            refined.joints[at * 3 + i] = T(value / poses.mm_per_unit);
-        }
+        for (int i = 0; i < 3; ++i)
+            refined.joints[at * 3 + i] = T(joints[j][i] * (i == 0 ? sign : 1.0) / poses.mm_per_unit);
         const double log_sigma = std::clamp(double(output[3]), kLogSigmaRange[0], kLogSigmaRange[1]);
         refined.sigma[at] = float(kScaleMm * std::exp(log_sigma) / poses.mm_per_unit);
     }
@@ -114,7 +119,7 @@ void decode(const Poses<T>& poses, std::size_t index, const CanonicalPose& pose,
 
 template Status encode(const Poses<float>&, std::size_t, CanonicalPose&, float*, const Refined<float>&);
 template Status encode(const Poses<double>&, std::size_t, CanonicalPose&, float*, const Refined<double>&);
-template void decode(const Poses<float>&, std::size_t, const CanonicalPose&, const float*, const Refined<float>&);
-template void decode(const Poses<double>&, std::size_t, const CanonicalPose&, const float*, const Refined<double>&);
+template void decode(const Poses<float>&, std::size_t, const Points&, double, const float*, const Refined<float>&);
+template void decode(const Poses<double>&, std::size_t, const Points&, double, const float*, const Refined<double>&);
 
 }  // namespace jointbert

@@ -5,10 +5,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "contract.h"
 
 namespace jointbert {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 // Poses as the user gave them: jointbert.backends.base.Batch. T is float or double; a null pointer stands for None.
 template <typename T>
@@ -33,9 +36,11 @@ struct Refined {
     float* chirality;      // [count]
 };
 
+using Points = double[kJoints][3];
+
 // A pose in millimetres, canonical order, right hand.
 struct CanonicalPose {
-    double joints[kJoints][3];
+    Points joints;
     bool observed[kJoints];
     double mean[3];  // of the observed joints
     double sign;     // -1 for a mirrored hand
@@ -47,9 +52,16 @@ template <typename T>
 Status encode(const Poses<T>& poses, std::size_t index, CanonicalPose& pose, float* features,
               const Refined<T>& refined);
 
-// Fills joints and sigma of `refined` at `index` from the network's output [14, 4].
+// The pose after the first stage's output [14, 4]: a missing joint starts from the mean of the observed ones.
+void correct(const CanonicalPose& pose, const float* output, Points& refined);
+
+// The same of joints that are all there: those of another stage.
+void correct(const Points& joints, const float* output, Points& refined);
+
+// Fills joints and sigma of `refined` at `index` from canonical joints, that pose's sign and the log sigma of the
+// output.
 template <typename T>
-void decode(const Poses<T>& poses, std::size_t index, const CanonicalPose& pose, const float* output,
+void decode(const Poses<T>& poses, std::size_t index, const Points& joints, double sign, const float* output,
             const Refined<T>& refined);
 
 }  // namespace jointbert

@@ -86,6 +86,22 @@ void read_layer(Reader& reader, const std::string& prefix, std::size_t panel, La
     pack(reader.take(prefix + "fc2.weight", {kWidth, kFfn}), kWidth, kFfn, panel, to.fc2);
 }
 
+// A network has one layer at least: of none, the first one's first tensor is missing.
+void read_layers(Reader& reader, std::size_t panel, std::vector<LayerWeights>& to) {
+    do {
+        to.emplace_back();
+        read_layer(reader, "layers." + std::to_string(to.size() - 1) + ".", panel, to.back());
+    } while (reader.has_layer(to.size()));
+}
+
+void read_output(Reader& reader, const std::string& gain, std::size_t panel, OutputWeights& to) {
+    reader.copy("norm.weight", kWidth, to.norm_weight);
+    reader.copy("norm.bias", kWidth, to.norm_bias);
+    reader.copy("head.bias", kOutputs, to.head_bias);
+    pack(reader.take("head.weight", {kOutputs, kWidth}), kOutputs, kWidth, panel, to.head);
+    reader.copy(gain, 1, &to.gain);
+}
+
 }  // namespace
 
 PackedWeights::PackedWeights(const std::map<std::string, Tensor>& tensors, std::size_t panel) {
@@ -98,16 +114,19 @@ PackedWeights::PackedWeights(const std::map<std::string, Tensor>& tensors, std::
         ends_.seen[i] = bias[i % kWidth] + joint[i];
         ends_.masked[i] = mask[i % kWidth] + joint[i];
     }
-    // A network has one layer at least: of none, the first one's first tensor is missing.
-    do {
-        layers_.emplace_back();
-        read_layer(reader, "layers." + std::to_string(layers_.size() - 1) + ".", panel, layers_.back());
-    } while (reader.has_layer(layers_.size()));
-    reader.copy("norm.weight", kWidth, ends_.norm_weight);
-    reader.copy("norm.bias", kWidth, ends_.norm_bias);
-    reader.copy("head.bias", kOutputs, ends_.head_bias);
-    pack(reader.take("head.weight", {kOutputs, kWidth}), kOutputs, kWidth, panel, ends_.head);
-    reader.copy("observed_gain", 1, &ends_.observed_gain);
+    read_layers(reader, panel, layers_);
+    read_output(reader, "observed_gain", panel, ends_.output);
+    reader.finish();
+}
+
+PackedSequenceWeights::PackedSequenceWeights(const std::map<std::string, Tensor>& tensors, std::size_t panel) {
+    Reader reader(tensors);
+    reader.copy("embed1.bias", kFfn, ends_.embed1_bias);
+    pack(reader.take("embed1.weight", {kFfn, kSequenceFeatures}), kFfn, kSequenceFeatures, panel, ends_.embed1);
+    reader.copy("embed2.bias", kWidth, ends_.embed2_bias);
+    pack(reader.take("embed2.weight", {kWidth, kFfn}), kWidth, kFfn, panel, ends_.embed2);
+    read_layers(reader, panel, layers_);
+    read_output(reader, "gain", panel, ends_.output);
     reader.finish();
 }
 

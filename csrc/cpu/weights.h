@@ -29,4 +29,16 @@ class PackedWeights {
     std::vector<LayerWeights> layers_;
 };
 
+class PackedSequenceWeights {
+  public:
+    // The same for the tensors of SequenceRefiner's state dict.
+    PackedSequenceWeights(const std::map<std::string, Tensor>& tensors, std::size_t panel);
+
+    SequenceNetworkWeights view() const { return {&ends_, layers_.data(), layers_.size()}; }
+
+  private:
+    SequenceEndWeights ends_{};
+    std::vector<LayerWeights> layers_;
+};
+
 }  // namespace jointbert

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from jointbert.backends.base import Backend, Batch, Result, Status
+from jointbert.backends.base import Backend, Batch, Result, SequenceBackend, SequenceStream, Status
 from jointbert.weights import Weights
 
-__all__ = ["BACKENDS", "Backend", "Batch", "Result", "Status", "load_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Batch",
+    "Result",
+    "SequenceBackend",
+    "SequenceStream",
+    "Status",
+    "load_backend",
+]
 
 BACKENDS = ("native", "torch")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+
+from jointbert.weights import Weights
 
 
 class Status(IntEnum):
@@ -51,3 +53,36 @@ class Backend(Protocol):
     name: str
 
     def run(self, batch: Batch) -> Result: ...
+
+    def sequence(self, weights: Weights) -> SequenceBackend:
+        """The second stage of these weights behind this refiner."""
+
+
+class SequenceStream(Protocol):
+    """One online sequence."""
+
+    def push(
+        self, joints: np.ndarray, visible: np.ndarray | None, confidence: np.ndarray | None, error_mm: np.ndarray | None
+    ) -> tuple[Any, ...] | None:
+        """Takes ``(14, 3)`` and optional ``(14,)`` arrays as in :class:`Batch`; gives the fields of :class:`Result` for one
+        frame, or None as long as it has to wait."""
+
+    def flush(self) -> list[tuple[Any, ...]]:
+        """The frames that wait; then the stream is as new."""
+
+    def reset(self) -> None: ...
+
+
+class SequenceBackend(Protocol):
+    """The second stage of a runtime: sequences, streams, calibrated persons. ``lengths_mm``: ``(9,)`` float64 lengths of
+    :data:`jointbert.skeleton.RIGID_BONES`, NaN where unknown; None: no person is known."""
+
+    def run(self, batch: Batch, lengths_mm: np.ndarray | None, alone: bool) -> Result:
+        """Refines one sequence, or frames that each stand ``alone``."""
+
+    def calibrate(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, Result]:
+        """``(9,)`` median lengths over the frames, the ``(9,)`` numbers of frames that tell, and what was noticed."""
+
+    def stream(
+        self, permutation: np.ndarray, mm_per_unit: float, mirror: bool, lengths_mm: np.ndarray | None, look_ahead: int
+    ) -> SequenceStream: ...

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from jointbert.backends.base import Batch, Result
+import numpy as np
+
+from jointbert.backends.base import Batch, Result, SequenceStream
+from jointbert.backends.layout import BLOCKS
 from jointbert.weights import Weights
 
 try:
@@ -14,6 +17,7 @@ except ImportError as error:
     ) from error
 
 _SIZES = {"heads": _core.HEADS, "width": _core.WIDTH, "ffn": _core.FFN, "features": _core.FEATURES, "outputs": _core.OUTPUTS}
+_SEQUENCE_SIZES = {**_SIZES, "features": _core.SEQUENCE_FEATURES}
 
 
 class NativeBackend:
@@ -34,9 +38,7 @@ class NativeBackend:
     def __init__(self, weights: Weights, threads: int = 1, isa: str = "auto") -> None:
         if threads < 1:
             raise ValueError(f"threads: got {threads}; expected at least 1")
-        for key, expected in _SIZES.items():
-            if weights.sizes[key] != expected:
-                raise ValueError(f"weights: {key} is {weights.sizes[key]}; the native backend is compiled for {expected}")
+        _check_sizes(weights, _SIZES)
         self._refiner = _core.Refiner(weights.tensors, isa)
         if weights.sizes["layers"] != self._refiner.layers:
             raise ValueError(f"weights: {weights.sizes['layers']} layers are stated, {self._refiner.layers} are there")
@@ -44,15 +46,56 @@ class NativeBackend:
         self.threads = threads
 
     def run(self, batch: Batch) -> Result:
-        return Result(
-            *self._refiner.run(
-                batch.joints,
-                batch.permutation,
-                batch.mm_per_unit,
-                batch.mirror,
-                batch.visible,
-                batch.confidence,
-                batch.error_mm,
-                self.threads,
-            )
-        )
+        return Result(*self._refiner.run(*_arguments(batch), self.threads))
+
+    def sequence(self, weights: Weights) -> NativeSequenceBackend:
+        return NativeSequenceBackend(self._refiner, weights, self.threads)
+
+
+class NativeSequenceBackend:
+    """The second stage on the CPU.
+
+    Raises:
+        ValueError: as :class:`NativeBackend`.
+    """
+
+    def __init__(self, refiner: _core.Refiner, weights: Weights, threads: int = 1) -> None:
+        _check_sizes(weights, _SEQUENCE_SIZES)
+        self._refiner = _core.SequenceRefiner(refiner, weights.tensors)
+        self.threads = threads
+
+    def run(self, batch: Batch, lengths_mm: np.ndarray | None, alone: bool) -> Result:
+        look = 0 if alone else BLOCKS[-1][1]
+        return Result(*self._refiner.run(*_arguments(batch), lengths_mm, look, look, alone, self.threads))
+
+    def calibrate(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, Result]:
+        lengths, counts, status, size_mm, chirality = self._refiner.calibrate(*_arguments(batch), self.threads)
+        sigma = np.full(batch.joints.shape[:2], np.nan, np.float32)
+        return lengths, counts, Result(batch.joints, sigma, status, size_mm, chirality)
+
+    def stream(
+        self, permutation: np.ndarray, mm_per_unit: float, mirror: bool, lengths_mm: np.ndarray | None, look_ahead: int
+    ) -> SequenceStream:
+        return self._refiner.stream(permutation, mm_per_unit, mirror, lengths_mm, look_ahead)
+
+
+_Array = np.ndarray
+_Arguments = tuple[_Array, _Array, float, _Array | None, _Array | None, _Array | None, _Array | None]
+
+
+def _arguments(batch: Batch) -> _Arguments:
+    return (
+        batch.joints,
+        batch.permutation,
+        batch.mm_per_unit,
+        batch.mirror,
+        batch.visible,
+        batch.confidence,
+        batch.error_mm,
+    )
+
+
+def _check_sizes(weights: Weights, expected: dict[str, int]) -> None:
+    for key, size in expected.items():
+        if weights.sizes[key] != size:
+            raise ValueError(f"weights: {key} is {weights.sizes[key]}; the native backend is compiled for {size}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from jointbert.backends.base import Batch, Result, Status
-from jointbert.backends.layout import HAND_SIZE_MM, MIN_JOINTS
+from jointbert.backends.base import Batch, Result, SequenceStream, Status
+from jointbert.backends.layout import HAND_SIZE_MM, KNOWN_FRAMES, MIN_JOINTS
 from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
+from jointbert.models.sequence import REACH, SequenceConfig, SequenceRefiner, bone_lengths, refine_sequences
+from jointbert.skeleton import RIGID_BONES
 from jointbert.weights import Weights
 
 
@@ -33,6 +37,87 @@ class TorchBackend:
 
     @torch.inference_mode()
     def _run(self, batch: Batch, rows: slice) -> tuple[np.ndarray, ...]:
+        poses = Canonical.of(batch, rows)
+        good = poses.status == int(Status.REFINED)
+        arguments = (poses.joints, poses.observed, poses.confidence, poses.error_mm)
+        features, mean = encode(*arguments)
+        output = self.model(features[good].to(self.dtype)).double()
+        return poses.result(good, *decode(poses.joints[good], poses.observed[good], mean[good], output))
+
+    def sequence(self, weights: Weights) -> TorchSequenceBackend:
+        return TorchSequenceBackend(self, weights)
+
+
+class TorchSequenceBackend:
+    """The second stage in torch; sequences as a whole, no streams."""
+
+    def __init__(self, first: TorchBackend, weights: Weights) -> None:
+        self.first = first
+        self.model = SequenceRefiner(SequenceConfig(**weights.sizes)).eval()
+        self.model.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in weights.tensors.items()})
+        self.model.to(first.dtype)
+
+    @torch.inference_mode()
+    def run(self, batch: Batch, lengths_mm: np.ndarray | None, alone: bool) -> Result:
+        poses = Canonical.of(batch, slice(None))
+        good = poses.status == int(Status.REFINED)
+        axis = 1 if alone else 0  # a batch of sequences of one frame, or one sequence
+        if not len(good):
+            return Result(*poses.result(good, poses.joints, poses.confidence))
+        lengths = None if lengths_mm is None else torch.tensor(lengths_mm)
+        look = 0 if alone else REACH
+        refined, sigma = refine_sequences(
+            self.first.model,
+            self.model,
+            poses.joints.unsqueeze(axis),
+            (poses.observed & good.unsqueeze(1)).unsqueeze(axis),
+            poses.confidence.unsqueeze(axis),
+            poses.error_mm.unsqueeze(axis),
+            lengths,
+            look,
+            look,
+        )
+        return Result(*poses.result(good, refined.squeeze(axis)[good], sigma.squeeze(axis)[good]))
+
+    @torch.inference_mode()
+    def calibrate(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, Result]:
+        poses = Canonical.of(batch, slice(None))
+        good = poses.status == int(Status.REFINED)
+        features, mean = encode(poses.joints, poses.observed, poses.confidence, poses.error_mm)
+        output = self.first.model(features[good].to(self.first.dtype)).double()
+        refined, sigma = decode(poses.joints[good], poses.observed[good], mean[good], output)
+        ends = torch.tensor(RIGID_BONES)
+        both = poses.observed[good][:, ends[:, 0]] & poses.observed[good][:, ends[:, 1]]
+        counts = both.sum(0)
+        lengths = torch.full((len(RIGID_BONES),), torch.nan, dtype=torch.float64)
+        if len(refined):
+            lengths = bone_lengths(refined).masked_fill(~both, torch.nan).nanmedian(0).values
+        lengths = lengths.masked_fill(counts < KNOWN_FRAMES, torch.nan)
+        return lengths.numpy(), counts.numpy(), Result(*poses.result(good, refined, sigma))
+
+    def stream(
+        self, permutation: np.ndarray, mm_per_unit: float, mirror: bool, lengths_mm: np.ndarray | None, look_ahead: int
+    ) -> SequenceStream:
+        raise ValueError("backend: 'torch' has no streams; expected 'native' or 'auto'")
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """Poses in float64 millimetres, canonical order, right hand, and what is known of each frame before the network runs."""
+
+    batch: Batch
+    given: Tensor  # [N, 14, 3], as the user gave them
+    joints: Tensor  # [N, 14, 3]
+    observed: Tensor  # [N, 14]
+    confidence: Tensor  # [N, 14]; NaN: unknown
+    error_mm: Tensor  # [N, 14]; NaN: unknown
+    sign: Tensor  # [N, 1]
+    status: Tensor  # [N] uint8
+    size: Tensor  # [N]
+    permutation: Tensor  # [14]
+
+    @classmethod
+    def of(cls, batch: Batch, rows: slice) -> Canonical:
         permutation = torch.from_numpy(batch.permutation.astype(np.int64))
         given = torch.tensor(batch.joints[rows])  # copies: the input may be read-only
         joints = given.double()[:, permutation] * batch.mm_per_unit
@@ -49,22 +134,27 @@ class TorchBackend:
                 return torch.full(observed.shape, torch.nan, dtype=torch.float64)
             return torch.tensor(values[rows])[:, permutation].double()
 
-        features, mean = encode(joints, observed, optional(batch.confidence), optional(batch.error_mm))
-        spread = torch.where(observed.unsqueeze(-1), joints - mean, 0).square().sum(-1)
+        seen = observed.unsqueeze(-1)
+        mean = torch.where(seen, joints, 0).sum(-2, keepdim=True) / seen.sum(-2, keepdim=True)
+        spread = torch.where(seen, joints - mean, 0).square().sum(-1)
         size = (spread.sum(-1) / observed.sum(-1)).sqrt()
         status = torch.full((len(joints),), int(Status.REFINED), dtype=torch.uint8)
         status[~((size >= HAND_SIZE_MM[0]) & (size <= HAND_SIZE_MM[1]))] = int(Status.NOT_A_HAND)
         status[observed.sum(-1) < MIN_JOINTS] = int(Status.TOO_FEW_JOINTS)
-        good = status == int(Status.REFINED)
+        optionals = (optional(batch.confidence), optional(batch.error_mm))
+        return cls(batch, given, joints, observed, *optionals, sign, status, size, permutation)
 
-        output = self.model(features[good].to(self.dtype)).double()
-        refined, sigma = decode(joints[good], observed[good], mean[good], output)
-        refined[..., 0] *= sign[good]
-        out, out_sigma = given.clone(), torch.full(observed.shape, torch.nan, dtype=torch.float32)
-        inverse = torch.argsort(permutation)
-        out[good] = (refined / batch.mm_per_unit)[:, inverse].to(out.dtype)
-        out_sigma[good] = (sigma / batch.mm_per_unit)[:, inverse].float()
-        return tuple(t.numpy() for t in (out, out_sigma, status, size.float(), chirality(joints, observed).float()))
+    def result(self, good: Tensor, refined: Tensor, sigma: Tensor) -> tuple[np.ndarray, ...]:
+        """The fields of a :class:`Result` from the ``good`` frames' refined joints and sigma, in millimetres."""
+        out = self.given.clone()
+        out_sigma = torch.full(self.observed.shape, torch.nan, dtype=torch.float32)
+        inverse = torch.argsort(self.permutation)
+        refined = refined.clone()
+        refined[..., 0] *= self.sign[good]
+        out[good] = (refined / self.batch.mm_per_unit)[:, inverse].to(out.dtype)
+        out_sigma[good] = (sigma / self.batch.mm_per_unit)[:, inverse].float()
+        side = chirality(self.joints, self.observed)
+        return tuple(t.numpy() for t in (out, out_sigma, self.status, self.size.float(), side.float()))
 
 
 def chirality(joints: Tensor, observed: Tensor) -> Tensor:

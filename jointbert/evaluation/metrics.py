@@ -92,3 +92,11 @@ def relative_gain(before_mm: float, after_mm: float) -> float:
     if before_mm == 0:
         return 0.0 if after_mm == 0 else -np.inf
     return (before_mm - after_mm) / before_mm
+
+
+def acceleration_error(prediction: np.ndarray, groundtruth: np.ndarray) -> float:
+    """Mean distance of predicted and true accelerations: second differences of a ``(frames, 14, 3)`` sequence, in its unit per
+    frame squared. Where it is small the hand moves smoothly, though it may be in the wrong place.
+    """
+    wrong = np.asarray(prediction, np.float64) - np.asarray(groundtruth, np.float64)
+    return float(np.linalg.norm(np.diff(wrong, 2, axis=0), axis=-1).mean())

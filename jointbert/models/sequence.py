@@ -31,10 +31,8 @@ from jointbert.backends.layout import (
     STEP_UNIT_MM,
 )
 from jointbert.models.refiner import JointRefiner, Layer, RefinerConfig, decode, encode
-from jointbert.skeleton import FINGER_BONES, NUM_JOINTS, PALM_SIDES
+from jointbert.skeleton import NUM_JOINTS, RIGID_BONES
 
-RIGID_BONES = FINGER_BONES + PALM_SIDES
-"""The bones whose length does not change for one person."""
 REACH = BLOCKS[-1][1]
 """Frames that are looked at on either side."""
 
@@ -303,7 +301,8 @@ def refine_sequences(
 
     Args:
         joints: ``(B, T, 14, 3)`` millimetres, canonical order, right hand.
-        observed: ``(B, T, 14)``; a frame with fewer than :data:`MIN_JOINTS` is not looked at and comes back as it was.
+        observed: ``(B, T, 14)``, T at least 1; a frame with fewer than :data:`MIN_JOINTS` is not looked at and comes back as it
+            was. A frame that is no hand must have none.
         confidence, error_mm: ``(B, T, 14)``; NaN: unknown.
         lengths_mm: ``(9,)`` the person's bone lengths where they were calibrated; NaN: that bone's is not known.
         look_behind, look_ahead: frames that may be looked at.

@@ -27,7 +27,7 @@ class Weights:
     tensors: dict[str, np.ndarray]
     sizes: dict[str, int]
     metadata: dict[str, str]
-    path: Path
+    path: Path = Path()
 
 
 def shipped() -> list[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jointbert.evaluation.metrics import accuracy, joint_errors, relative_gain
+from jointbert.evaluation.metrics import acceleration_error, accuracy, joint_errors, relative_gain
 
 
 def test_figures_of_a_pose_computed_by_hand() -> None:
@@ -48,3 +48,13 @@ def test_relative_gain_is_table_5_1s() -> None:
     assert relative_gain(7.82, 7.55) == pytest.approx(0.0345, abs=5e-5)  # the thesis: 3.5 %
     assert relative_gain(0.0, 0.0) == 0
     assert relative_gain(0.0, 1.0) == -np.inf
+
+
+def test_acceleration_error_by_hand() -> None:
+    truth = np.zeros((5, 14, 3))
+    moving = truth + np.arange(5)[:, None, None] * [3.0, 0, 0]
+    assert acceleration_error(moving, truth) == pytest.approx(0)  # a steady velocity
+    shaking = truth.copy()
+    shaking[1::2, :, 1] = 2.0
+    assert acceleration_error(shaking, truth) == pytest.approx(4)
+    assert acceleration_error(shaking, shaking) == 0

@@ -106,16 +106,15 @@ def test_leap_recordings(leap_file: Path) -> None:
 
 def test_poses_are_recorded_frames_when_nothing_is_recombined(small_folder: Path) -> None:
     data = read_published(small_folder).frames(TRAINING)
-    local, rotation = PoseBank(data).sample_poses(32, 0.0, generator(3))
-    relative = data.groundtruth - data.groundtruth[:, 13:]
-    for pose, view in zip(local, rotation, strict=True):
-        difference = np.abs(relative - (pose @ view.T).numpy()).max((1, 2))
-        assert difference.min() < 1e-2
+    local, rotation, frames = PoseBank(data).sample_poses(32, 0.0, generator(3))
+    recorded = data.groundtruth[frames]
+    back = (local @ rotation.transpose(1, 2)).numpy()
+    np.testing.assert_allclose(back, recorded - recorded[:, 13:], atol=1e-2)
 
 
 def test_recombined_fingers_are_recorded_fingers(small_folder: Path) -> None:
     bank = PoseBank(read_published(small_folder).frames(TRAINING))
-    true, _ = bank.sample_poses(16, 1.0, generator(4))
+    true, *_ = bank.sample_poses(16, 1.0, generator(4))
     for finger in range(5):
         joints = (finger == FINGER_OF_JOINT).nonzero().flatten()
         distance = (bank.local[:, joints].unsqueeze(0) - true[:, joints].unsqueeze(1)).abs().amax((-1, -2))
@@ -143,6 +142,38 @@ def test_errors_are_a_method_s_or_between_two(small_folder: Path) -> None:
         assert off.min() < 1e-2
         assert -1e-3 < share[off.argmin()] < 1 + 1e-3
         assert bank.method_mm.min() <= size <= bank.method_mm.max()
+
+
+def test_own_errors_make_recorded_predictions(small_folder: Path) -> None:
+    still = c.Corruption(
+        error_gain_median=1.0,
+        error_gain_sigma=0.0,
+        transplant=1.0,
+        gaussian=0.0,
+        replace_finger=0.0,
+        replace_joint=0.0,
+        scale_sigma=0.0,
+        offset_mm=0.0,
+    )
+    config = DataConfig(
+        nyu=str(small_folder),
+        sources={"recombined": 1.0},
+        own_error=True,
+        recombine=0.0,
+        articulate=0.0,
+        blend=0.0,
+        scale=(1.0, 1.0),
+        variation=0.0,
+        root_shift_mm=0.0,
+        any_view=0.0,
+        turn=False,
+        corruption=still,
+    )
+    true, predicted, _ = PoseStream(config, 16, 1, seed=0).draw(generator(5))
+    data = read_published(small_folder).frames(TRAINING)
+    recorded = np.stack(list(data.predictions.values())) - data.groundtruth[:, 13:]  # relative to the true palm
+    for pose, palm in zip(predicted.numpy(), true[:, 13:].numpy(), strict=True):
+        assert np.abs(recorded - (pose - palm)).max((2, 3)).min() < 1e-2
 
 
 def test_articulated_fingers_keep_their_lengths_and_roots() -> None:

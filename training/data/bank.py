@@ -33,24 +33,27 @@ class PoseBank:
         self.error = (predictions - truth) @ self.rotation  # [M, N, 14, 3], in the palm's frame
         self.method_mm = self.error.norm(dim=-1).mean((1, 2))  # [M]
 
-    def sample_poses(self, n: int, recombine: float, g: Generator) -> tuple[Tensor, Tensor]:
-        """``(n, 14, 3)`` poses in the palm's frame at subject 1's size, and their ``(n, 3, 3)`` views, into the camera frame.
+    def sample_poses(self, n: int, recombine: float, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Poses, each finger with probability ``recombine`` from another frame than the palm.
 
-        Each finger comes with probability ``recombine`` from another frame than the palm.
+        Returns:
+            ``(n, 14, 3)`` joints in the palm's frame at subject 1's size, their ``(n, 3, 3)`` views, into the camera frame, and
+            the ``(n,)`` frames of the palm.
         """
         frames = torch.randint(len(self.local), (n, 6), generator=g)
         keep = torch.rand(n, 5, generator=g) >= recombine
         fingers = torch.where(keep, frames[:, 5:], frames[:, :5])
         frame = torch.cat([fingers, frames[:, 5:]], 1)[:, FINGER_OF_JOINT]
-        return self.local[frame, torch.arange(NUM_JOINTS)], self.rotation[frames[:, 5]]
+        return self.local[frame, torch.arange(NUM_JOINTS)], self.rotation[frames[:, 5]], frames[:, 5]
 
-    def sample_errors(self, n: int, blend: float, g: Generator) -> tuple[Tensor, Tensor]:
+    def sample_errors(self, n: int, blend: float, g: Generator, frame: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Errors of whole frames in the camera frame ``(n, 14, 3)``, and their methods' mean error ``(n,)``.
 
         Args:
-            blend: probability of a random mean of two methods' errors on the frame.
+            blend: probability of a random mean of two methods' errors on the frame. frame: ``(n,)``; any without it.
         """
-        frame = torch.randint(len(self.local), (n,), generator=g)
+        if frame is None:
+            frame = torch.randint(len(self.local), (n,), generator=g)
         first, second = torch.randint(len(self.error), (2, n), generator=g)
         share = torch.rand(n, generator=g) * (torch.rand(n, generator=g) < blend)
         error = self.error[first, frame]

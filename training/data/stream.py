@@ -30,6 +30,9 @@ class DataConfig:
     sources: dict[str, float] = field(default_factory=lambda: {"recombined": 0.7, "procedural": 0.15, "leap": 0.15})
     """Share of each source. ``recombined``: subject 1's palms and fingers; ``procedural``, ``leap``: the procedural hand with
     sampled or recorded articulation."""
+    own_error: bool = False
+    """Recombined poses keep the error that a method made on the palm's very frame: with ``recombine`` 0 and recorded views that
+    is training on a method's predictions themselves, without pre-training."""
     recombine: float = 1.0
     """Probability, per finger of a recombined pose, that it comes from another frame than the palm."""
     articulate: float = 0.12
@@ -110,14 +113,14 @@ class PoseStream(Dataset):
     def draw(self, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """True and predicted poses ``(B, 14, 3)`` in the camera frame, and the predictor's mean error ``(B, 1)``, mm."""
         config, rule, n = self.config, self.config.corruption, self.batch_size
-        clean, view = self._clean(g)
+        clean, view, frame = self._clean(g)
         view = torch.where(torch.rand(n, 1, 1, generator=g) < config.any_view, rotations(n, g), view)
         moved = c.misjudge_size(c.replace(clean, rule, g), rule, g)
         back = view.transpose(-1, -2)
         true, predicted = clean @ back, moved @ back
         predicted = predicted + c.noise(predicted, rule, g) + rule.offset_mm * torch.randn(n, 1, 3, generator=g)
         extra_mm = (predicted - true).norm(dim=-1).mean(1)
-        recorded, method_mm = self.bank.sample_errors(n, config.blend, g)
+        recorded, method_mm = self.bank.sample_errors(n, config.blend, g, frame)
         gain = (torch.randn(n, generator=g) * rule.error_gain_sigma).exp() * rule.error_gain_median
         gain = gain * (torch.rand(n, generator=g) < rule.transplant)
         predicted = predicted + gain.view(-1, 1, 1) * recorded
@@ -128,11 +131,12 @@ class PoseStream(Dataset):
             true, predicted = true @ turn, predicted @ turn
         return true, predicted, size
 
-    def _clean(self, g: Generator) -> tuple[Tensor, Tensor]:
-        """True poses ``(B, 14, 3)`` in the palm's frame, and recorded views ``(B, 3, 3)`` for them."""
+    def _clean(self, g: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """True poses ``(B, 14, 3)`` in the palm's frame, recorded views ``(B, 3, 3)`` for them, and ``(B,)`` the frames whose
+        errors they get; None: any."""
         config = self.config
         recombined, procedural, leap = (self.counts[s] for s in SOURCES)
-        pose, view = self.bank.sample_poses(recombined, config.recombine, g)
+        pose, view, frame = self.bank.sample_poses(recombined, config.recombine, g)
         nothing = torch.zeros_like(pose)
         pose = articulate(pose, config.articulate, g)
         parts = [resize(pose, nothing, torch.ones(recombined), config.variation, config.root_shift_mm, g)[0]]
@@ -143,4 +147,5 @@ class PoseStream(Dataset):
             rows = torch.randint(len(self.leap.fingers), (leap,), generator=g)
             parts.append(build(self.leap[rows], g, config.variation))
         poses = torch.cat(parts)
-        return poses * rand((len(poses), 1, 1), *config.scale, g), torch.cat([view, self.bank.rotation[others]])
+        poses = poses * rand((len(poses), 1, 1), *config.scale, g)
+        return poses, torch.cat([view, self.bank.rotation[others]]), torch.cat([frame, others]) if config.own_error else None

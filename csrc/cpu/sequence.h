@@ -1,0 +1,59 @@
+// The second stage on CPU: sequences, single frames of a known person, and what their bones measure.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "pose.h"
+#include "refiner.h"
+#include "sequence_features.h"
+#include "weights.h"
+
+namespace jointbert {
+
+struct SequenceOptions {
+    BoneLengths lengths_mm;               // the person's, where they are known beforehand
+    std::size_t look_behind, look_ahead;  // in frames; at most kReach
+    bool alone;  // the frames are no sequence: none looks at another, and only what is given is known of the person
+};
+
+struct Calibration {
+    BoneLengths lengths_mm;
+    std::array<std::size_t, kRigidBoneCount> counts;  // frames that tell
+};
+
+// As with Refiner, nothing changes after construction.
+class SequenceRefiner {
+  public:
+    // Runs on the first stage's instruction set. Throws std::invalid_argument for bad weights.
+    SequenceRefiner(std::shared_ptr<const Refiner> first, const std::map<std::string, Tensor>& tensors);
+
+    const Refiner& first() const { return *first_; }
+    std::size_t layers() const { return weights_.view().layer_count; }
+    SequenceNetworkWeights weights() const { return weights_.view(); }
+
+    // The second network alone: hidden states [poses, 14, 128] and features [poses, 14, 63] to outputs [poses, 14, 4].
+    void forward(const float* hidden, const float* features, std::size_t poses, float* outputs,
+                 std::size_t threads) const;
+
+    // Both stages. The result does not depend on the number of threads.
+    template <typename T>
+    void run(const Poses<T>& poses, const SequenceOptions& options, const Refined<T>& refined,
+             std::size_t threads) const;
+
+    // Median bone lengths after the first stage, of frames of one person in any order. Of `refined` only what encode
+    // knows is filled in.
+    template <typename T>
+    Calibration calibrate(const Poses<T>& poses, const Refined<T>& refined, std::size_t threads) const;
+
+  private:
+    struct Scratch;
+
+    std::shared_ptr<const Refiner> first_;
+    PackedSequenceWeights weights_;
+};
+
+}  // namespace jointbert
