@@ -2,8 +2,8 @@
 
     python benchmarks/second_pass.py --data DIR
 
-On the validation frames (2440-4375) of published predictions: how far joints move in a first and a second pass, and the relative
-gain of the second over the first, method by method; once with nothing given, once with the first pass's sigma as error_mm.
+On the validation frames (2440-4375) of published predictions: how far joints move in a first and a second pass, and the
+relative gain of the second over the first, by method; once with nothing given, once with the first pass's sigma as error_mm.
 """
 
 from __future__ import annotations

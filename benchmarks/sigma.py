@@ -2,8 +2,8 @@
 
     python benchmarks/sigma.py --data DIR
 
-On the validation frames (2440-4375) of published predictions, with the method's mean error given as error_mm and without: joints
-in ten groups by their sigma, every method weighing the same; the mean sigma and the mean error of each group. One scale, fitted
+On the validation frames (2440-4375) of published predictions, with the method's mean error given as error_mm and without it:
+joints in ten groups by sigma, every method weighing the same; mean sigma and mean error of each group. One scale, fitted
 on subject 1 (frames 0-2439), is applied. Then the ratio of the two means for each method.
 """
 
