@@ -109,7 +109,13 @@ def main(
         def run_ort(array: np.ndarray = array) -> object:
             return session.run(None, {"features": array})
 
-        times = interleaved({"refine(), native": run_native, "ONNX Runtime": run_ort, "torch": run_torch}, seconds)
+        calls: dict[str, Callable[[], object]] = {"refine(), native": run_native}
+        if size == 1:
+            stream, pose = refiner.stream(), given[0]
+            calls["stream, native"] = lambda stream=stream, pose=pose: stream(pose)  # type: ignore[misc]
+        else:
+            calls["sequence, native"] = lambda given=given: refiner(given, sequence=True)  # type: ignore[misc]
+        times = interleaved({**calls, "ONNX Runtime": run_ort, "torch": run_torch}, seconds)
         base = np.median(times["refine(), native"])
         for name, values in times.items():
             p50, p99 = np.percentile(values, [50, 99])

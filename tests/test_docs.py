@@ -16,7 +16,9 @@ def test_the_readme_s_example_runs() -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)
-    assert names["better"].shape == (256, 14, 3)  # type: ignore[attr-defined]
+    assert names["status"].shape == (256,)  # type: ignore[attr-defined]
+    assert names["better"].shape == (60, 14, 3)  # type: ignore[attr-defined]
+    assert len(names["online"]) == 60  # type: ignore[arg-type]
     assert (names["status"] == 0).all()  # type: ignore[attr-defined]
 
 
