@@ -134,7 +134,7 @@ class Refiner:
             return {}
         prepared = self._prepare(joints, confidence, visible, error_mm, order, units, hand)
         lengths, counts, result = self._second_stage().calibrate(prepared.batch)
-        report(result, units, prepared.batch.mirror, 3)
+        report(result, units, prepared.batch.mirror, self._weights.predicts_sigma, 3)
         if not np.isfinite(lengths).any():
             raise ValueError(
                 f"joints: at most {int(counts.max())} of {len(result.status)} frames show a bone; a calibration needs "
@@ -172,14 +172,8 @@ class Refiner:
         check_flag("return_details", return_details)
         mirror = check_hand(hand, ())
         start = self._second_stage().stream
-        permutation = resolve_order(order)
-        return Stream(
-            start(permutation, UNITS_MM[units], mirror is not None, self._lengths_mm, int(look_ahead)),
-            permutation,
-            units,
-            mirror,
-            bool(return_details),
-        )
+        core = start(resolve_order(order), UNITS_MM[units], mirror is not None, self._lengths_mm, int(look_ahead))
+        return Stream(core, units, mirror, self._weights.predicts_sigma, bool(return_details))
 
     def _second_stage(self) -> SequenceBackend:
         if self._second is None:
@@ -236,7 +230,7 @@ class Refiner:
             result = _in_steps(lambda part: second.run(part, lengths, True), batch, _STEP, progress)
         else:
             result = _in_steps(self._backend.run, batch, _STEP, progress)
-        report(result, units, batch.mirror, stacklevel + 1)
+        report(result, units, batch.mirror, self._weights.predicts_sigma, stacklevel + 1)
 
         given = prepared.given
         out = result.joints.reshape(given.shape)

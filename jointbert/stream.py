@@ -35,12 +35,17 @@ class Stream:
     """
 
     def __init__(
-        self, core: SequenceStream, permutation: np.ndarray, units: str, mirror: np.ndarray | None, details: bool
+        self,
+        core: SequenceStream,
+        units: str,
+        mirror: np.ndarray | None,
+        predicts_sigma: bool,
+        details: bool,
     ) -> None:
         self._core = core
-        self._permutation = permutation
         self._units = units
         self._mirror = mirror
+        self._predicts_sigma = predicts_sigma
         self._details = details
         self._pending: deque[tuple[np.ndarray, Restore]] = deque()
         self._first: list[tuple[Any, ...]] | None = []
@@ -93,13 +98,14 @@ class Stream:
             return restore(out)
         return Refined(restore(out), restore(sigma.astype(out.dtype, copy=False)), restore(np.asarray(status, dtype=np.uint8)))
 
-    def _judge(self, result: tuple[Any, ...]) -> None:
+    def _judge(self, frame: tuple[Any, ...]) -> None:
         """One warning, where the first frames' unit or side looks wrong."""
         if self._first is None:
             return
-        if result[2] == Status.REFINED:
-            self._first.append(result)
+        if frame[2] == Status.REFINED:
+            self._first.append(frame)
         if len(self._first) == _JUDGED_FRAMES:
             rows = [np.stack([np.asarray(r[i]) for r in self._first]) for i in range(5)]
             self._first = None
-            report(Result(rows[0], rows[1], rows[2].astype(np.uint8), rows[3], rows[4]), self._units, self._mirror, 5)
+            result = Result(rows[0], rows[1], rows[2].astype(np.uint8), rows[3], rows[4])
+            report(result, self._units, self._mirror, self._predicts_sigma, 5)

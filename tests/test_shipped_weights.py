@@ -113,3 +113,23 @@ def test_confidence_helps(refiner: jointbert.Refiner, published: Published) -> N
         after = np.linalg.norm(refiner(prediction, confidence=confidence) - some.groundtruth, axis=-1)
         known.append(relative_gain(float(error.mean()), float(after.mean())))
     assert np.mean(known) > without.mean()
+
+
+@pytest.mark.parametrize("units", ["mm", "m"])
+def test_points_that_are_no_hand_are_suspected(refiner: jointbert.Refiner, units: str) -> None:
+    scale = {"mm": 1.0, "m": 1e-3}[units]
+    poses = jointbert.load_demo().predictions
+    points = np.random.default_rng(0).normal(0, 40, poses.shape)
+    suspicion = pytest.warns(jointbert.JointbertWarning, match="don't look like a hand.* mm off.*: check order=")
+    for strange in (points, points[0], poses[:, ::-1]):  # the last: joints in another order than stated
+        with suspicion:
+            refiner(strange * scale, units=units)
+    stream = refiner.stream(units=units)
+    with suspicion:
+        for frame in points:
+            stream(frame * scale)
+    some = np.zeros((len(poses), 14), dtype=bool)
+    some[:, [0, 4, 6, 8, 10, 13]] = True
+    for usual in (poses, poses[0]):  # warnings are errors in this suite
+        refiner(usual * scale, units=units)
+    refiner(poses * scale, units=units, visible=some, error_mm=40.0)  # much unknown, nothing strange

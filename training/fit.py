@@ -133,3 +133,18 @@ def read_checkpoint(checkpoint: Path, command: str) -> tuple[dict[str, torch.Ten
     prefix = "average.module." if experiment["optim"]["ema"] else "model."
     weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     return weights, {"experiment": experiment, "steps": content["global_step"]}
+
+
+def describe(run: dict[str, Any]) -> dict[str, str]:
+    """What an exported file's metadata say of the run (see :func:`read_checkpoint`) that made it."""
+    experiment = run["experiment"]
+    return {
+        "name": experiment["name"],
+        "seed": str(experiment["seed"]),
+        "steps": str(run["steps"]),
+        "batch_size": str(experiment["trainer"]["batch_size"]),
+        "loss": experiment["optim"]["loss"],
+        "license": "Apache-2.0",
+        "trained_on": "NYU test frames 0-2439 (subject 1) with published predictions; Leap recordings; procedural hands",
+        "selected_on": "NYU test frames 2440-4375 (subject 2)",
+    }

@@ -14,7 +14,7 @@ from training import losses
 from training.config import Experiment
 from training.data.nyu import TRAINING, VALIDATION, read_published
 from training.data.stream import PoseStream, TrainingBatch, again
-from training.fit import Training, fit, read_checkpoint
+from training.fit import Training, describe, fit, read_checkpoint
 from training.validation import GAINS, fill_error, gains, gaussian_fill_error, hidden_patterns
 
 
@@ -38,14 +38,15 @@ class RefinerTraining(Training[JointRefiner]):
         if self.experiment.optim.loss == "l2":
             loss = losses.l2(output, batch.target)
         else:
-            loss = losses.likelihood(output, batch.target, batch.observed)
+            loss = losses.likelihood(output, batch.target, batch.observed, batch.counted)
         self.log("train/loss", loss, prog_bar=True)
         with torch.no_grad():
-            error = 100 * (output[..., :3].float() - batch.target).norm(dim=-1)
-            self.log("train/error_mm", error[batch.observed].mean(), prog_bar=True)
-            before = 100 * batch.target.norm(dim=-1)
-            self.log("train/gain", 1 - error[batch.observed].mean() / before[batch.observed].mean())
-            self.log("train/hidden_mm", error[~batch.observed].mean())
+            error = 100 * (output[..., :3].float() - batch.target).norm(dim=-1)[batch.counted]
+            before = 100 * batch.target.norm(dim=-1)[batch.counted]
+            observed = batch.observed[batch.counted]
+            self.log("train/error_mm", error[observed].mean(), prog_bar=True)
+            self.log("train/gain", 1 - error[observed].mean() / before[observed].mean())
+            self.log("train/hidden_mm", error[~observed].mean())
         return loss
 
     def setup(self, stage: str) -> None:
@@ -103,17 +104,4 @@ def export(checkpoint: Path, out: Path, gain: float | None = None) -> None:
     model, run = load_checkpoint(checkpoint)
     if gain is not None:
         model.observed_gain.fill_(gain)
-    experiment = run["experiment"]
-    model.save(
-        out,
-        {
-            "name": experiment["name"],
-            "seed": str(experiment["seed"]),
-            "steps": str(run["steps"]),
-            "batch_size": str(experiment["trainer"]["batch_size"]),
-            "observed_gain": f"{model.observed_gain.item():g}",
-            "license": "Apache-2.0",
-            "trained_on": "NYU test frames 0-2439 (subject 1) with published predictions; Leap recordings; procedural hands",
-            "selected_on": "NYU test frames 2440-4375 (subject 2)",
-        },
-    )
+    model.save(out, describe(run) | {"observed_gain": f"{model.observed_gain.item():g}"})

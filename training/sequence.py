@@ -26,7 +26,7 @@ from jointbert.models.sequence import (
 from training.config import SequenceExperiment
 from training.data.clips import Clips, ClipStream
 from training.data.nyu import VALIDATION, Published, read_published
-from training.fit import Training, fit, read_checkpoint
+from training.fit import Training, describe, fit, read_checkpoint
 from training.validation import GAINS, Gains
 
 
@@ -215,15 +215,5 @@ def load_checkpoint(checkpoint: Path) -> tuple[SequenceRefiner, dict[str, Any]]:
 def export_sequence(checkpoint: Path, first: str | Path, out: Path) -> None:
     """Writes the second stage of a checkpoint as safetensors, for the refiner ``first`` that it was trained on."""
     model, run = load_checkpoint(checkpoint)
-    experiment = run["experiment"]
-    metadata = {
-        "name": f"{experiment['name']}-sequence",
-        "seed": str(experiment["seed"]),
-        "steps": str(run["steps"]),
-        "batch_size": str(experiment["trainer"]["batch_size"]),
-        "gain": f"{model.gain.item():g}",
-        "license": "Apache-2.0",
-        "trained_on": "NYU test frames 0-2439 (subject 1) with published predictions; Leap recordings; procedural hands",
-        "selected_on": "NYU test frames 2440-4375 (subject 2)",
-    }
+    metadata = describe(run) | {"name": f"{run['experiment']['name']}-sequence", "gain": f"{model.gain.item():g}"}
     model.save(out, JointRefiner.load(first), metadata)

@@ -29,6 +29,11 @@ class Weights:
     metadata: dict[str, str]
     path: Path = Path()
 
+    @property
+    def predicts_sigma(self) -> bool:
+        """Whether these weights were trained to predict sigma; otherwise, as with the thesis's L2 loss, it means nothing."""
+        return self.metadata.get("loss") == "likelihood"
+
 
 def shipped() -> list[str]:
     """Names of the weights that come with the package."""
