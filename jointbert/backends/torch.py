@@ -38,11 +38,14 @@ class TorchBackend:
     @torch.inference_mode()
     def _run(self, batch: Batch, rows: slice) -> tuple[np.ndarray, ...]:
         poses = Canonical.of(batch, rows)
-        good = poses.status == int(Status.REFINED)
-        arguments = (poses.joints, poses.observed, poses.confidence, poses.error_mm)
-        features, mean = encode(*arguments)
-        output = self.model(features[good].to(self.dtype)).double()
-        return poses.result(good, *decode(poses.joints[good], poses.observed[good], mean[good], output))
+        return poses.result(*self.refine(poses))
+
+    def refine(self, poses: Canonical) -> tuple[Tensor, Tensor]:
+        """Refined joints and sigma, millimetres, of the frames that can be refined."""
+        good = poses.good
+        features, mean = encode(*(x[good] for x in (poses.joints, poses.observed, poses.confidence, poses.error_mm)))
+        output = self.model(features.to(self.dtype)).double()
+        return decode(poses.joints[good], poses.observed[good], mean, output)
 
     def sequence(self, weights: Weights) -> TorchSequenceBackend:
         return TorchSequenceBackend(self, weights)
@@ -60,10 +63,10 @@ class TorchSequenceBackend:
     @torch.inference_mode()
     def run(self, batch: Batch, lengths_mm: np.ndarray | None, alone: bool) -> Result:
         poses = Canonical.of(batch, slice(None))
-        good = poses.status == int(Status.REFINED)
+        good = poses.good
         axis = 1 if alone else 0  # a batch of sequences of one frame, or one sequence
         if not len(good):
-            return Result(*poses.result(good, poses.joints, poses.confidence))
+            return Result(*poses.result(poses.joints, poses.confidence))
         lengths = None if lengths_mm is None else torch.tensor(lengths_mm)
         look = 0 if alone else REACH
         refined, sigma = refine_sequences(
@@ -77,23 +80,19 @@ class TorchSequenceBackend:
             look,
             look,
         )
-        return Result(*poses.result(good, refined.squeeze(axis)[good], sigma.squeeze(axis)[good]))
+        return Result(*poses.result(refined.squeeze(axis)[good], sigma.squeeze(axis)[good]))
 
     @torch.inference_mode()
     def calibrate(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, Result]:
         poses = Canonical.of(batch, slice(None))
-        good = poses.status == int(Status.REFINED)
-        features, mean = encode(poses.joints, poses.observed, poses.confidence, poses.error_mm)
-        output = self.first.model(features[good].to(self.first.dtype)).double()
-        refined, sigma = decode(poses.joints[good], poses.observed[good], mean[good], output)
-        ends = torch.tensor(RIGID_BONES)
-        both = poses.observed[good][:, ends[:, 0]] & poses.observed[good][:, ends[:, 1]]
+        refined, sigma = self.first.refine(poses)
+        both = poses.observed[poses.good][:, torch.tensor(RIGID_BONES)].all(-1)
         counts = both.sum(0)
         lengths = torch.full((len(RIGID_BONES),), torch.nan, dtype=torch.float64)
         if len(refined):
             lengths = bone_lengths(refined).masked_fill(~both, torch.nan).nanmedian(0).values
         lengths = lengths.masked_fill(counts < KNOWN_FRAMES, torch.nan)
-        return lengths.numpy(), counts.numpy(), Result(*poses.result(good, refined, sigma))
+        return lengths.numpy(), counts.numpy(), Result(*poses.result(refined, sigma))
 
     def stream(
         self, permutation: np.ndarray, mm_per_unit: float, mirror: bool, lengths_mm: np.ndarray | None, look_ahead: int
@@ -144,8 +143,14 @@ class Canonical:
         optionals = (optional(batch.confidence), optional(batch.error_mm))
         return cls(batch, given, joints, observed, *optionals, sign, status, size, permutation)
 
-    def result(self, good: Tensor, refined: Tensor, sigma: Tensor) -> tuple[np.ndarray, ...]:
-        """The fields of a :class:`Result` from the ``good`` frames' refined joints and sigma, in millimetres."""
+    @property
+    def good(self) -> Tensor:
+        """``(N,)`` bool: frames that can be refined."""
+        return self.status == int(Status.REFINED)
+
+    def result(self, refined: Tensor, sigma: Tensor) -> tuple[np.ndarray, ...]:
+        """The fields of a :class:`Result` from the :attr:`good` frames' refined joints and sigma, in millimetres."""
+        good = self.good
         out = self.given.clone()
         out_sigma = torch.full(self.observed.shape, torch.nan, dtype=torch.float32)
         inverse = torch.argsort(self.permutation)
