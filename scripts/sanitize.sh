@@ -56,7 +56,8 @@ PLUGIN
 #    LSan is off: an interpreter keeps much memory until it ends, and says so.
 preload="$("$cxx" -print-file-name=libasan.so) $("$cxx" -print-file-name=libstdc++.so)"
 tests=()
-for file in tests/backends/test_native.py tests/backends/test_native_sequence.py tests/test_malformed.py tests/test_refine.py; do
+for file in tests/backends/test_native.py tests/backends/test_native_sequence.py tests/test_malformed.py tests/test_refine.py \
+  tests/test_sequence.py; do
   if [ -e "$work/package/$file" ]; then tests+=("$file"); fi
 done
 
