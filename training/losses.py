@@ -17,7 +17,9 @@ def l2(output: Tensor, target: Tensor) -> Tensor:
     return (output[..., :3].float() - target).square().sum(-1).mean()
 
 
-def likelihood(output: Tensor, target: Tensor, observed: Tensor, hidden_weight: float = 0.5, floor_mm: float = 8.0) -> Tensor:
+def likelihood(
+    output: Tensor, target: Tensor, observed: Tensor, counted: Tensor, hidden_weight: float = 0.5, floor_mm: float = 8.0
+) -> Tensor:
     """Euclidean error relative to what was wrong before, plus the likelihood of that error under the predicted sigma.
 
     The first term is the mean joint error that methods are compared by, divided for each pose by its own error before (plus
@@ -27,11 +29,12 @@ def likelihood(output: Tensor, target: Tensor, observed: Tensor, hidden_weight: 
 
     Args:
         output: ``(B, 14, 4)``. target: ``(B, 14, 3)``. observed: ``(B, 14)``; masked joints weigh ``hidden_weight``.
+        counted: ``(B,)``; the first term is that of these poses alone.
     """
     output = output.float()
     error = ((output[..., :3] - target).square().sum(-1) + 1e-6).sqrt()  # smooth within 0.1 mm
     before = (target.norm(dim=-1) * observed).sum(1, keepdim=True) / observed.sum(1, keepdim=True)
-    weight = torch.where(observed, 1.0, hidden_weight)
+    weight = torch.where(observed, 1.0, hidden_weight) * counted.unsqueeze(1)
     accuracy = (weight * error / (before + floor_mm / SCALE_MM)).mean()
     log_sigma = output[..., 3].clamp(*LOG_SIGMA_RANGE)
     return accuracy + 0.1 * (error.detach() * torch.exp(-log_sigma) + log_sigma).mean()

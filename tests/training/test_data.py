@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def test_leap_recordings(leap_file: Path) -> None:
 
 def test_poses_are_recorded_frames_when_nothing_is_recombined(small_folder: Path) -> None:
     data = read_published(small_folder).frames(TRAINING)
-    local, rotation, frames = PoseBank(data).sample_poses(32, 0.0, generator(3))
+    local, rotation, frames = PoseBank(data).sample_poses(torch.zeros(32), generator(3))
     recorded = data.groundtruth[frames]
     back = (local @ rotation.transpose(1, 2)).numpy()
     np.testing.assert_allclose(back, recorded - recorded[:, 13:], atol=1e-2)
@@ -114,13 +115,54 @@ def test_poses_are_recorded_frames_when_nothing_is_recombined(small_folder: Path
 
 def test_recombined_fingers_are_recorded_fingers(small_folder: Path) -> None:
     bank = PoseBank(read_published(small_folder).frames(TRAINING))
-    true, *_ = bank.sample_poses(16, 1.0, generator(4))
+    true, *_ = bank.sample_poses(torch.ones(16), generator(4))
     for finger in range(5):
         joints = (finger == FINGER_OF_JOINT).nonzero().flatten()
         distance = (bank.local[:, joints].unsqueeze(0) - true[:, joints].unsqueeze(1)).abs().amax((-1, -2))
         assert distance.min(1).values.max() < 1e-3
     whole = (bank.local.unsqueeze(0) - true.unsqueeze(1)).abs().amax((-1, -2)).min(1).values
     assert (whole > 1).all()  # but no pose as a whole is
+
+
+def test_poses_with_masked_joints_keep_their_fingers_together(small_folder: Path) -> None:
+    config = DataConfig(
+        nyu=str(small_folder),
+        sources={"recombined": 1.0},
+        masked_recombine=0.0,
+        masked_articulate=0.0,
+        scale=(1.0, 1.0),
+        variation=0.0,
+        root_shift_mm=0.0,
+        any_view=0.0,
+        turn=False,
+    )
+    stream = PoseStream(config, 64, 1, seed=0)
+    masked = torch.arange(64) < 32
+    true, _, _ = stream.draw(masked, generator(7))
+    recorded = stream.bank.local @ stream.bank.rotation.transpose(-1, -2)
+    off = (recorded.unsqueeze(0) - (true - true[:, 13:]).unsqueeze(1)).abs().amax((-1, -2)).min(1).values
+    assert (off[masked] < 1e-2).all()
+    assert (off[~masked] > 1).all()
+
+
+def test_of_predictions_themselves_sigma_alone_learns(small_folder: Path) -> None:
+    rule = c.Corruption(plausible_gain_median=3.0, plausible_gain_sigma=0.0)
+    config = DataConfig(
+        nyu=str(small_folder), sources={"recombined": 0.5, "predictions": 0.5}, blend=0.0, scale=(1.0, 1.0), turn=False
+    )
+    stream = PoseStream(replace(config, corruption=rule), 32, 1, seed=0)
+    assert stream[0].counted.tolist() == [True] * 16 + [False] * 16
+    true, predicted, stated = stream.draw(torch.zeros(32, dtype=torch.bool), generator(4))
+    data = read_published(small_folder).frames(TRAINING)
+    recorded = np.stack(list(data.predictions.values())) - data.groundtruth[:, 13:]
+    for pose, palm, size in zip(predicted[16:], true[16:], stated[16:, 0].tolist(), strict=True):
+        # The palm's own error moves the true palm, too: compare around the predicted one.
+        off = np.abs((recorded - recorded[:, :, 13:]) - (pose - pose[13]).numpy()).max((2, 3))
+        method, frame = np.unravel_index(off.argmin(), off.shape)
+        assert off.min() < 1e-2
+        error = list(data.predictions.values())[method][frame] - data.groundtruth[frame]
+        np.testing.assert_allclose((pose - palm).numpy(), 3 * error, atol=1e-2)
+        assert size == pytest.approx(3 * float(stream.bank.method_mm[method]), rel=1e-5)
 
 
 def test_errors_are_a_method_s_or_between_two(small_folder: Path) -> None:
@@ -169,7 +211,7 @@ def test_own_errors_make_recorded_predictions(small_folder: Path) -> None:
         turn=False,
         corruption=still,
     )
-    true, predicted, _ = PoseStream(config, 16, 1, seed=0).draw(generator(5))
+    true, predicted, _ = PoseStream(config, 16, 1, seed=0).draw(torch.zeros(16, dtype=torch.bool), generator(5))
     data = read_published(small_folder).frames(TRAINING)
     recorded = np.stack(list(data.predictions.values())) - data.groundtruth[:, 13:]  # relative to the true palm
     for pose, palm in zip(predicted.numpy(), true[:, 13:].numpy(), strict=True):
@@ -179,9 +221,10 @@ def test_own_errors_make_recorded_predictions(small_folder: Path) -> None:
 def test_articulated_fingers_keep_their_lengths_and_roots() -> None:
     poses = hand.build(hand.sample_directions(500, generator(1)), generator(2), variation=0.0)
     poses = poses.unsqueeze(1).repeat(1, 3, 1, 1)
-    turned = articulate(poses, 0.3, generator(3))
+    sigma = torch.tensor(0.3)
+    turned = articulate(poses, sigma, generator(3))
     assert torch.equal(turned[:, 0], turned[:, 2])  # all frames of a person alike
-    assert torch.equal(articulate(poses[:, 0], 0.3, generator(3)), turned[:, 0])
+    assert torch.equal(articulate(poses[:, 0], sigma, generator(3)), turned[:, 0])
     assert torch.equal(turned[..., 11:, :], poses[..., 11:, :])
     for a, b in ((0, 1), (4, 5), (8, 9), (9, 10)):
         torch.testing.assert_close(lengths(turned[:, 0], a, b), lengths(poses[:, 0], a, b), atol=1e-3, rtol=0)
@@ -269,8 +312,11 @@ def test_stream_is_reproducible_and_goes_on(stream: PoseStream) -> None:
 
 
 def test_targets_lead_back_to_the_true_pose(stream: PoseStream) -> None:
-    true, predicted, _ = stream.draw(torch.Generator().manual_seed((3 << 32) + 1))
+    g = torch.Generator().manual_seed((3 << 32) + 1)
+    observed = c.mask(64, stream.config.corruption, g)  # comes first: what is hidden decides how a pose is made
+    true, predicted, _ = stream.draw(~observed.all(1), g)
     batch = stream[1]
+    assert torch.equal(batch.observed, observed)
     assert batch.features.isfinite().all()
     error = (true - predicted) / 100
     torch.testing.assert_close(batch.target[batch.observed], error[batch.observed], atol=1e-5, rtol=0)

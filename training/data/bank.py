@@ -33,15 +33,19 @@ class PoseBank:
         self.error = (predictions - truth) @ self.rotation  # [M, N, 14, 3], in the palm's frame
         self.method_mm = self.error.norm(dim=-1).mean((1, 2))  # [M]
 
-    def sample_poses(self, n: int, recombine: float, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Poses, each finger with probability ``recombine`` from another frame than the palm.
+    def sample_poses(self, recombine: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Poses, each finger with a probability from another frame than the palm.
+
+        Args:
+            recombine: ``(n,)``, this probability for each pose.
 
         Returns:
             ``(n, 14, 3)`` joints in the palm's frame at subject 1's size, their ``(n, 3, 3)`` views, into the camera frame, and
             the ``(n,)`` frames of the palm.
         """
+        n = len(recombine)
         frames = torch.randint(len(self.local), (n, 6), generator=g)
-        keep = torch.rand(n, 5, generator=g) >= recombine
+        keep = torch.rand(n, 5, generator=g) >= recombine.unsqueeze(1)
         fingers = torch.where(keep, frames[:, 5:], frames[:, :5])
         frame = torch.cat([fingers, frames[:, 5:]], 1)[:, FINGER_OF_JOINT]
         return self.local[frame, torch.arange(NUM_JOINTS)], self.rotation[frames[:, 5]], frames[:, 5]
@@ -88,12 +92,12 @@ def resize(
     return both[0], both[1] - both[0]
 
 
-def articulate(poses: Tensor, sigma: float, g: Generator) -> Tensor:
+def articulate(poses: Tensor, sigma: Tensor, g: Generator) -> Tensor:
     """Another articulation: each finger turned about its root, and each further bone about its joint.
 
     Args:
         poses: ``(B, 14, 3)`` in the palm's frame at the rest size, or ``(B, T, 14, 3)``, all T turned alike.
-        sigma: standard deviation of the angles about each axis, radians.
+        sigma: ``(B,)`` or one standard deviation of the angles about each axis, radians.
     """
     n = len(poses)
     poses = poses.clone()

@@ -92,7 +92,7 @@ class ClipStream(Dataset):
         rule = config.corruption
         time, step = self._times(g)  # [B, 6, T]: when each finger, and last the palm, stands where it does
         rotation, position = self._palm(time[:, 5])
-        true = articulate(self._recorded(time), self.data.articulate, g)
+        true = articulate(self._recorded(time), torch.tensor(self.data.articulate), g)
         others = b - round(b * config.recorded)
         if others:
             true[:others] = self._articulations(others, g)

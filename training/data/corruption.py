@@ -20,8 +20,13 @@ class Corruption:
     """Recorded errors are multiplied by a log-normal factor: methods err more on subjects and in poses they were not trained
     on, and a refiner that expects small errors mistakes large ones for poses."""
     error_gain_sigma: float = 0.45
+    plausible_gain_median: float = 2.2
+    plausible_gain_sigma: float = 0.6
+    """The same factor for the source ``predictions``."""
     transplant: float = 0.9
     """Probability that a pose gets a recorded error, of another frame."""
+    masked_transplant: float = 0.4
+    """The same for poses with masked joints, of which more are otherwise right."""
     gaussian: float = 0.3
     """Probability of Gaussian noise, its size log-uniform in ``gaussian_mm``."""
     gaussian_mm: tuple[float, float] = (0.5, 30.0)
@@ -33,10 +38,10 @@ class Corruption:
     """Probability, per finger, that another pose's finger stands in its place (BERT's random token)."""
     replace_joint: float = 0.02
     """Probability, per joint, that it lies anywhere in the hand's volume."""
-    mask_some: float = 0.35
+    mask_some: float = 0.45
     """Probability that a pose has masked joints at all."""
     mask_joints: int = 6
-    """At most so many random joints are masked; a whole finger (or two) in one of three such poses."""
+    """At most so many random joints are masked; a whole finger (or two) in half of such poses."""
     scale_sigma: float = 0.03
     """Standard deviation of the predicted hand's size, a fraction; each finger's by the same again."""
     offset_mm: float = 4.0
@@ -94,7 +99,7 @@ def mask(n: int, config: Corruption, g: Generator) -> Tensor:
     joints = rank < count
     fingers = torch.rand(n, 5, generator=g).argsort(1).argsort(1) < torch.randint(1, 3, (n, 1), generator=g)
     fingers = torch.cat([fingers, torch.zeros(n, 1, dtype=torch.bool)], 1)[:, FINGER_OF_JOINT]
-    hidden = torch.where(torch.rand(n, 1, generator=g) < 1 / 3, fingers, joints)
+    hidden = torch.where(torch.rand(n, 1, generator=g) < 1 / 2, fingers, joints)
     return ~(hidden & (torch.rand(n, 1, generator=g) < config.mask_some))
 
 

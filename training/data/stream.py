@@ -18,7 +18,7 @@ from training.data.hand import build, rand, rotations, sample_directions
 from training.data.leap import read_leap
 from training.data.nyu import TRAINING, read_published
 
-SOURCES = ("recombined", "procedural", "leap")
+SOURCES = ("recombined", "procedural", "leap", "predictions")
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,12 @@ class DataConfig:
 
     nyu: str = "../shared/data/nyu"
     leap: str = "../shared/data/leap/leap_hands.npz"
-    sources: dict[str, float] = field(default_factory=lambda: {"recombined": 0.7, "procedural": 0.15, "leap": 0.15})
+    sources: dict[str, float] = field(
+        default_factory=lambda: {"recombined": 0.57, "procedural": 0.13, "leap": 0.13, "predictions": 0.17}
+    )
     """Share of each source. ``recombined``: subject 1's palms and fingers; ``procedural``, ``leap``: the procedural hand with
-    sampled or recorded articulation."""
+    sampled or recorded articulation. ``predictions``: the methods' predictions themselves, the truth further away than it was;
+    of these sigma alone learns, that a hand without a flaw may be a mistake of any size."""
     own_error: bool = False
     """Recombined poses keep the error that a method made on the palm's very frame: with ``recombine`` 0 and recorded views that
     is training on a method's predictions themselves, without pre-training."""
@@ -37,6 +40,11 @@ class DataConfig:
     """Probability, per finger of a recombined pose, that it comes from another frame than the palm."""
     articulate: float = 0.12
     """Standard deviation of the angles by which recombined fingers are turned, radians about each axis."""
+    masked_recombine: float = 0.0
+    """``recombine`` of poses with masked joints: where a hidden finger is, the others tell, if they move as a hand's do. What a
+    refiner learns of that under a mask it does not apply to whole hands, where it would be subject 1's habits."""
+    masked_articulate: float = 0.02
+    """``articulate`` of poses with masked joints."""
     blend: float = 0.7
     """Probability that an error is a random mean of two methods' on one frame."""
     scale: tuple[float, float] = (0.55, 1.3)
@@ -60,6 +68,7 @@ class TrainingBatch(NamedTuple):
     features: Tensor  # [B, 14, 8]
     target: Tensor  # [B, 14, 3]: true joints minus the mean of the observed ones (missing) or minus the joint, over 100 mm
     observed: Tensor  # [B, 14] bool
+    counted: Tensor  # [B] bool: joints learn from the pose; sigma alone where it is False
 
 
 def again(batch: TrainingBatch, output: Tensor) -> TrainingBatch:
@@ -75,7 +84,7 @@ def again(batch: TrainingBatch, output: Tensor) -> TrainingBatch:
     sigma_mm = SCALE_MM * output[..., 3].clamp(*LOG_SIGMA_RANGE).exp()
     features[..., 6] = torch.log(sigma_mm.clamp(*ERROR_RANGE_MM) / ERROR_UNIT_MM)
     features[..., 7] = 1
-    return TrainingBatch(features, batch.target - output[..., :3], torch.ones_like(batch.observed))
+    return TrainingBatch(features, batch.target - output[..., :3], torch.ones_like(batch.observed), batch.counted)
 
 
 class PoseStream(Dataset):
@@ -101,19 +110,26 @@ class PoseStream(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(index)
         g = Generator().manual_seed((self.seed << 32) + self.offset + index)
-        true, predicted, expected = self.draw(g)
+        observed = c.mask(self.batch_size, self.config.corruption, g)
+        true, predicted, expected = self.draw(~observed.all(1), g)
         error = (predicted - true).norm(dim=-1)
-        observed = c.mask(len(true), self.config.corruption, g)
         confidence = c.simulate_confidence(error, self.config.corruption, g)
         stated = c.simulate_error_size(expected, self.config.corruption, g)
         features, mean = encode(predicted, observed, confidence, stated)
         start = torch.where(observed.unsqueeze(-1), predicted, mean)
-        return TrainingBatch(features, (true - start) / 100, observed)
+        counted = torch.arange(self.batch_size) < self.batch_size - self.counts["predictions"]
+        return TrainingBatch(features, (true - start) / 100, observed, counted)
 
-    def draw(self, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """True and predicted poses ``(B, 14, 3)`` in the camera frame, and the predictor's mean error ``(B, 1)``, mm."""
-        config, rule, n = self.config, self.config.corruption, self.batch_size
-        clean, view, frame = self._clean(g)
+    def draw(self, masked: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """True and predicted poses ``(B, 14, 3)`` in the camera frame, and the predictor's mean error ``(B, 1)``, mm.
+
+        Args:
+            masked: ``(B,)`` bool, the poses that will have masked joints.
+        """
+        config, rule = self.config, self.config.corruption
+        n = self.batch_size - self.counts["predictions"]
+        masked = masked[:n]
+        clean, view, frame = self._clean(masked, g)
         view = torch.where(torch.rand(n, 1, 1, generator=g) < config.any_view, rotations(n, g), view)
         moved = c.misjudge_size(c.replace(clean, rule, g), rule, g)
         back = view.transpose(-1, -2)
@@ -122,23 +138,38 @@ class PoseStream(Dataset):
         extra_mm = (predicted - true).norm(dim=-1).mean(1)
         recorded, method_mm = self.bank.sample_errors(n, config.blend, g, frame)
         gain = (torch.randn(n, generator=g) * rule.error_gain_sigma).exp() * rule.error_gain_median
-        gain = gain * (torch.rand(n, generator=g) < rule.transplant)
+        gain = gain * (torch.rand(n, generator=g) < torch.where(masked, rule.masked_transplant, rule.transplant))
         predicted = predicted + gain.view(-1, 1, 1) * recorded
         # What a user would state is the method's mean error over its data, not that of this pose.
-        size = torch.hypot(method_mm * gain, extra_mm).clamp(0.3, 100).unsqueeze(1)
+        size = torch.hypot(method_mm * gain, extra_mm)
+        parts = zip((true, predicted, size), self._predictions(g), strict=True)
+        true, predicted, size = (torch.cat(part) for part in parts)
         if config.turn:
-            turn = c.random_view(n, config.upright, g).transpose(-1, -2)
+            turn = c.random_view(self.batch_size, config.upright, g).transpose(-1, -2)
             true, predicted = true @ turn, predicted @ turn
-        return true, predicted, size
+        return true, predicted, size.clamp(0.3, 100).unsqueeze(1)
 
-    def _clean(self, g: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _predictions(self, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """The methods' predictions with their truth further away, as in :meth:`draw`, and the methods' enlarged errors."""
+        config, rule, n = self.config, self.config.corruption, self.counts["predictions"]
+        frame = torch.randint(len(self.bank.local), (n,), generator=g)
+        error, method_mm = self.bank.sample_errors(n, config.blend, g, frame)
+        scale = rand((n,), *config.scale, g)
+        gain = (torch.randn(n, generator=g) * rule.plausible_gain_sigma).exp() * rule.plausible_gain_median
+        recorded = self.bank.local[frame] @ self.bank.rotation[frame].transpose(-1, -2)
+        predicted = scale.view(-1, 1, 1) * (recorded + error)
+        return predicted - (scale * gain).view(-1, 1, 1) * error, predicted, method_mm * scale * gain
+
+    def _clean(self, masked: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
         """True poses ``(B, 14, 3)`` in the palm's frame, recorded views ``(B, 3, 3)`` for them, and ``(B,)`` the frames whose
         errors they get; None: any."""
         config = self.config
-        recombined, procedural, leap = (self.counts[s] for s in SOURCES)
-        pose, view, frame = self.bank.sample_poses(recombined, config.recombine, g)
+        recombined, procedural, leap, _ = (self.counts[s] for s in SOURCES)
+        hidden = masked[:recombined]
+        each = torch.where(hidden, config.masked_recombine, config.recombine)
+        pose, view, frame = self.bank.sample_poses(each, g)
         nothing = torch.zeros_like(pose)
-        pose = articulate(pose, config.articulate, g)
+        pose = articulate(pose, torch.where(hidden, config.masked_articulate, config.articulate), g)
         parts = [resize(pose, nothing, torch.ones(recombined), config.variation, config.root_shift_mm, g)[0]]
         others = torch.randint(len(self.bank.rotation), (procedural + leap,), generator=g)
         if procedural:
