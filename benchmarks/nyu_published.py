@@ -5,6 +5,9 @@
 DIR holds groundtruth.txt and predictions/*.txt (u v d). For each range of frames: mean joint error before and after, and the
 relative gain of single frames, of single frames of a calibrated person (calibrated by the range's own predictions), of a stream
 without look-ahead, of the whole sequence, and of the plain baselines; methods improved, worst method, acceleration error.
+
+``--variants DIR`` adds a row for every weight file of a folder, such as the ablations' (see training/README.md): single frames,
+also with each method's mean error stated, and four random joints of the truth hidden and filled in.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ if __name__ == "__main__":  # a script in a checkout: the repository's root is w
 
 import jointbert
 from benchmarks.baselines import BASELINES
-from jointbert.evaluation.metrics import NYU_RANGES, SELECTED, acceleration_error
+from jointbert.evaluation.metrics import FITTED, NYU_RANGES, SELECTED, acceleration_error, relative_gain
 from jointbert.skeleton import JOINT_NAMES
-from training.data.nyu import read_published
+from training.data.nyu import Published, read_published
+from training.validation import hidden_patterns
 
 SINGLE, CALIBRATED, STREAM, SEQUENCE = "single", "calibrated", "stream", "sequence"
 Row = dict[str, dict[str, object]]
@@ -90,6 +94,34 @@ def print_range(name: str, methods: dict[str, Row]) -> None:
     print(f"{'acceleration error, mm/frame^2':30s}{rough.mean():8.2f}{cells}")
 
 
+def print_variants(data: Path, folder: Path, backend: str, threads: int) -> None:
+    """One row a weight file."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: there are no weights (*.safetensors)")
+    published = read_published(data)
+    fitted, selected = (published.frames(NYU_RANGES[name]) for name in (FITTED, SELECTED))
+    seen = hidden_patterns(len(selected.groundtruth), 4).numpy()
+
+    def cells(refiner: jointbert.Refiner, frames: Published, stated: bool = False) -> str:
+        gains = []
+        for poses in frames.predictions.values():
+            before = float(np.linalg.norm(poses - frames.groundtruth, axis=-1).mean())
+            after = refiner(poses, error_mm=before if stated else None)
+            gains.append(100 * relative_gain(before, float(np.linalg.norm(after - frames.groundtruth, axis=-1).mean())))
+        return f"{np.mean(gains):+8.2f}{min(gains):+8.2f}{sum(g > 0 for g in gains):>6d}/{len(gains)}"
+
+    print("\nvariants, single frames: mean gain and worst method in %, methods improved; four hidden joints filled in, mm")
+    heads = (f"frames {SELECTED.split()[0]}", "error_mm stated", f"frames {FITTED.split()[0]}")
+    print(f"{'':18s}" + "".join(f"{head:>25s}" for head in heads) + f"{'hidden':>9s}")
+    for file in files:
+        refiner = jointbert.Refiner(file, backend, threads)
+        filled = refiner(selected.groundtruth, visible=seen)
+        hidden = np.linalg.norm(filled - selected.groundtruth, axis=-1)[~seen].mean()
+        columns = [cells(refiner, selected), cells(refiner, selected, True), cells(refiner, fitted)]
+        print(f"{file.stem[:18]:18s}" + "".join(f"{c:>25s}" for c in columns) + f"{hidden:9.2f}", flush=True)
+
+
 def draw(path: Path, name: str, methods: dict[str, Row]) -> None:
     """Errors before and after by method and gains by joint, with the filters."""
     import matplotlib
@@ -140,15 +172,20 @@ def main(
     sequences: Annotated[bool, typer.Option(help="Sequences, streams and calibration, too.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the validation range's figures (needs matplotlib).")] = None,
+    variants: Annotated[
+        Path | None, typer.Option(help="A folder of weights, a row each.", exists=True, file_okay=False)
+    ] = None,
 ) -> None:
     """Refine every published prediction of a folder and print what changed."""
     try:
         result = measure(data, weights, backend, threads, sequences)
+        for name, methods in result.items():
+            print_range(name, methods)
+        if variants is not None:
+            print_variants(data, variants, backend, threads)
     except (ValueError, OSError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from None
-    for name, methods in result.items():
-        print_range(name, methods)
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if figure is not None:

@@ -1,42 +1,60 @@
-"""``python -m training``: pre-training and export, from a checkout."""
+"""``python -m training``: training and export, from a checkout."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
+from training.config import Experiment, SequenceExperiment, read_experiment
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Out = Annotated[Path, typer.Option(help="Folder for checkpoints and logs.")]
+Nyu = Annotated[Path | None, typer.Option(help="Folder of published NYU predictions; the config's without it.")]
+Leap = Annotated[Path | None, typer.Option(help="Leap recordings (npz); the config's without it.")]
+Resume = Annotated[bool, typer.Option(help="Go on from out/last.ckpt if it is there.")]
+Epochs = Annotated[int | None, typer.Option(help="Train for so many epochs instead of the config's.", min=1)]
+Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
+E_ = TypeVar("E_", Experiment, SequenceExperiment)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Bad input ends in a sentence and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _experiment(config: Path, kind: type[E_], nyu: Path | None, leap: Path | None, epochs: int | None) -> E_:
+    experiment = read_experiment(config, kind)
+    data = replace(experiment.data, nyu=str(nyu or experiment.data.nyu), leap=str(leap or experiment.data.leap))
+    trainer = replace(experiment.trainer, epochs=epochs or experiment.trainer.epochs)
+    return replace(experiment, data=data, trainer=trainer)
 
 
 @app.command()
 def pretrain_refiner(
     config: Annotated[Path, typer.Option(help="Experiment, see training/configs/refiner.", exists=True, dir_okay=False)],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and logs.")],
-    nyu: Annotated[Path | None, typer.Option(help="Folder of published NYU predictions; the config's without it.")] = None,
-    leap: Annotated[Path | None, typer.Option(help="Leap recordings (npz); the config's without it.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from out/last.ckpt if it is there.")] = True,
-    epochs: Annotated[int | None, typer.Option(help="Train for so many epochs instead of the config's.", min=1)] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+    out: Out,
+    nyu: Nyu = None,
+    leap: Leap = None,
+    resume: Resume = True,
+    epochs: Epochs = None,
+    threads: Threads = 2,
 ) -> None:
     """Pre-trains the joint refinement module by an experiment's yaml file."""
-    from dataclasses import replace
-
-    from training.config import read_experiment
     from training.refiner import pretrain
 
-    try:
-        experiment = read_experiment(config)
-        data = experiment.data
-        data = replace(data, nyu=str(nyu or data.nyu), leap=str(leap or data.leap))
-        experiment = replace(experiment, data=data)
-        if epochs:
-            experiment = replace(experiment, trainer=replace(experiment.trainer, epochs=epochs))
-        best = pretrain(experiment, out, resume, threads)
-    except (ValueError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
+    with _one_sentence():
+        best = pretrain(_experiment(config, Experiment, nyu, leap, epochs), out, resume, threads)
     typer.echo(f"best checkpoint: {best}")
 
 
@@ -51,42 +69,53 @@ def export_refiner(
     """Writes a checkpoint's refiner (the averaged weights, where it has them) as safetensors."""
     from training.refiner import export
 
-    try:
+    with _one_sentence():
         export(checkpoint, out, gain)
-    except (ValueError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
     typer.echo(f"wrote {out}")
+
+
+@app.command()
+def ablations(
+    out: Annotated[Path, typer.Option(help="Folder for runs and for their weights, one file a config.")],
+    configs: Annotated[
+        Path, typer.Option(help="Folder of experiments as for pretrain-refiner.", exists=True, file_okay=False)
+    ] = Path("training/configs/ablations"),
+    nyu: Nyu = None,
+    leap: Leap = None,
+    epochs: Epochs = None,
+    threads: Threads = 2,
+) -> None:
+    """Pre-trains and exports every experiment of a folder, one after the other; goes on where it stopped."""
+    from training.refiner import export, pretrain
+
+    with _one_sentence():
+        files = sorted(configs.glob("*.yaml"))
+        if not files:
+            raise ValueError(f"{configs}: there is no experiment (*.yaml)")
+        experiments = {file.stem: _experiment(file, Experiment, nyu, leap, epochs) for file in files}
+        for name, experiment in experiments.items():
+            weights = out / f"{name}.safetensors"
+            export(pretrain(experiment, out / name, True, threads), weights)
+            typer.echo(f"wrote {weights}")
 
 
 @app.command()
 def train_sequence(
     config: Annotated[Path, typer.Option(help="Experiment, see training/configs/sequence.", exists=True, dir_okay=False)],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and logs.")],
+    out: Out,
     first: Annotated[str | None, typer.Option(help="The refiner: a shipped name or a file; the config's without it.")] = None,
-    nyu: Annotated[Path | None, typer.Option(help="Folder of published NYU predictions; the config's without it.")] = None,
-    leap: Annotated[Path | None, typer.Option(help="Leap recordings (npz); the config's without it.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from out/last.ckpt if it is there.")] = True,
-    epochs: Annotated[int | None, typer.Option(help="Train for so many epochs instead of the config's.", min=1)] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+    nyu: Nyu = None,
+    leap: Leap = None,
+    resume: Resume = True,
+    epochs: Epochs = None,
+    threads: Threads = 2,
 ) -> None:
     """Trains the sequence refiner on a single-frame refiner by an experiment's yaml file."""
-    from dataclasses import replace
-
-    from training.config import SequenceExperiment, read_experiment
     from training.sequence import train_sequence
 
-    try:
-        experiment = read_experiment(config, SequenceExperiment)
-        data = experiment.data
-        data = replace(data, nyu=str(nyu or data.nyu), leap=str(leap or data.leap))
-        experiment = replace(experiment, data=data, first=first or experiment.first)
-        if epochs:
-            experiment = replace(experiment, trainer=replace(experiment.trainer, epochs=epochs))
-        best = train_sequence(experiment, out, resume, threads)
-    except (ValueError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
+    with _one_sentence():
+        experiment = _experiment(config, SequenceExperiment, nyu, leap, epochs)
+        best = train_sequence(replace(experiment, first=first or experiment.first), out, resume, threads)
     typer.echo(f"best checkpoint: {best}")
 
 
@@ -99,11 +128,8 @@ def export_sequence(
     """Writes a checkpoint's sequence refiner (the averaged weights, where it has them) as safetensors."""
     from training.sequence import export_sequence
 
-    try:
+    with _one_sentence():
         export_sequence(checkpoint, first, out)
-    except (ValueError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
     typer.echo(f"wrote {out}")
 
 
@@ -115,11 +141,8 @@ def make_demo(
     """Generates the demo's sample: procedural hands with errors of a model fitted to subject 1's."""
     from training.demo import make_demo
 
-    try:
+    with _one_sentence():
         make_demo(nyu, out)
-    except (ValueError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
     typer.echo(f"wrote {out}")
 
 

@@ -11,9 +11,10 @@ from jointbert.skeleton import JOINT_NAMES, NUM_JOINTS
 THRESHOLDS_MM = (5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0)
 
 NYU_TEST_FRAMES = 8252
+FITTED = "0-2439 (subject 1, trained on)"
 SELECTED = "2440-4375 (subject 2, selected on)"
 NYU_RANGES: dict[str, slice] = {
-    "0-2439 (subject 1, trained on)": slice(0, 2440),
+    FITTED: slice(0, 2440),
     SELECTED: slice(2440, 4376),
     "4376-8251 (subject 2, never seen)": slice(4376, NYU_TEST_FRAMES),
 }

@@ -4,7 +4,7 @@ import math
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
+from typer.testing import CliRunner  # noqa: E402
+
 from jointbert.models import JointRefiner, RefinerConfig  # noqa: E402
+from jointbert.weights import load_weights  # noqa: E402
 from training import losses  # noqa: E402
+from training.__main__ import app  # noqa: E402
 from training.config import Experiment, OptimConfig, TrainerConfig, read_experiment  # noqa: E402
 from training.data.nyu import read_published  # noqa: E402
 from training.data.stream import DataConfig, PoseStream  # noqa: E402
@@ -23,6 +27,7 @@ from training.refiner import RefinerTraining, export, load_checkpoint, pretrain 
 from training.validation import GAINS, Gains, fill_error, gains, gaussian_fill_error, hidden_patterns, refine_poses  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs" / "refiner"
+ABLATIONS = CONFIGS.parent / "ablations"
 
 
 def test_thesis_config_is_table_4_2() -> None:
@@ -44,7 +49,7 @@ def test_thesis_config_is_table_4_2() -> None:
 def test_thesis_data_is_the_true_pose_with_plain_noise(small_folder: Path) -> None:
     config = replace(read_experiment(CONFIGS / "thesis.yaml").data, nyu=str(small_folder))
     stream = PoseStream(config, 256, 1, seed=0)
-    true, predicted, _ = stream.draw(torch.Generator().manual_seed(0))
+    true, predicted, _ = stream.draw(torch.zeros(256, dtype=torch.bool), torch.Generator().manual_seed(0))
     recorded = torch.from_numpy(read_published(small_folder).groundtruth[:2440]).float()
     recorded = recorded - recorded[:, 13:]
     for pose in (true - true[:, 13:])[:8]:
@@ -56,6 +61,26 @@ def test_thesis_data_is_the_true_pose_with_plain_noise(small_folder: Path) -> No
 def test_every_config_reads() -> None:
     names = {read_experiment(path).name for path in CONFIGS.glob("*.yaml")}
     assert {"nyu14", "thesis"} <= names
+
+
+def test_ablations_differ_from_the_recipe_by_what_they_leave_out() -> None:
+    recipe = read_experiment(CONFIGS / "nyu14.yaml")
+    runs = {path.stem: read_experiment(path) for path in ABLATIONS.glob("*.yaml")}
+    reference = runs.pop("reference")
+    assert reference.data == recipe.data
+    assert set(runs) == {"no-pretraining", "no-masking", "no-size", "no-error"}
+    for name, run in runs.items():
+        assert run.name == name
+        assert (run.seed, run.model, run.optim, run.trainer) == (
+            reference.seed,
+            reference.model,
+            reference.optim,
+            reference.trainer,
+        )
+    assert asdict(runs["no-masking"].data.corruption) == {**asdict(recipe.data.corruption), "mask_some": 0.0}
+    assert asdict(runs["no-error"].data.corruption) == {**asdict(recipe.data.corruption), "error_known": 0.0}
+    same_size = replace(recipe.data, scale=(1.0, 1.0), variation=0.0, root_shift_mm=0.0)
+    assert runs["no-size"].data == same_size
 
 
 @pytest.mark.parametrize(
@@ -91,8 +116,10 @@ def test_the_likelihood_s_best_sigma_is_the_expected_error() -> None:
     output = torch.zeros(3, 14, 4)
     target = torch.zeros(3, 14, 3)
     target[..., 0] = error.unsqueeze(1)
-    observed = torch.ones(3, 14, dtype=torch.bool)
-    best = min(np.arange(0.01, 0.2, 0.001), key=lambda s: losses.likelihood(_with_sigma(output, s), target, observed).item())
+    observed, counted = torch.ones(3, 14, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
+    best = min(
+        np.arange(0.01, 0.2, 0.001), key=lambda s: losses.likelihood(_with_sigma(output, s), target, observed, counted).item()
+    )
     assert best == pytest.approx(0.06, abs=1.1e-3)
 
 
@@ -111,11 +138,14 @@ def test_l2_by_hand() -> None:
 def test_sigma_does_not_move_the_joints() -> None:
     output = torch.randn(4, 14, 4, requires_grad=True)
     target, observed = torch.randn(4, 14, 3), torch.ones(4, 14, dtype=torch.bool)
-    (with_sigma,) = torch.autograd.grad(losses.likelihood(output, target, observed), output)
+    counted = torch.tensor([True, True, True, False])
+    (with_sigma,) = torch.autograd.grad(losses.likelihood(output, target, observed, counted), output)
+    assert not with_sigma[3, :, :3].any()  # what is not counted moves no joint
+    assert with_sigma[3, :, 3].abs().min() > 0
     moved = output.detach().clone()
     moved[..., 3] += 1
     moved.requires_grad_()
-    (other,) = torch.autograd.grad(losses.likelihood(moved, target, observed), moved)
+    (other,) = torch.autograd.grad(losses.likelihood(moved, target, observed, counted), moved)
     torch.testing.assert_close(with_sigma[..., :3], other[..., :3])
     assert (with_sigma[..., 3] - other[..., 3]).abs().max() > 0
 
@@ -210,6 +240,39 @@ def test_export_writes_the_averaged_weights(experiment: Experiment, tmp_path: Pa
         export(tmp_path / "other.ckpt", tmp_path / "out.safetensors", 1.0)
 
 
+def test_ablations_are_trained_and_exported(
+    small_folder: Path, small_leap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("warnings.filters", [("ignore", None, Warning, None, 0)])
+    configs, out = tmp_path / "configs", tmp_path / "out"
+    configs.mkdir()
+    for name, share in (("one", 0.0), ("two", 0.5)):
+        (configs / f"{name}.yaml").write_text(
+            f"name: {name}\nmodel: {{layers: 1}}\ndata: {{corruption: {{mask_some: {share}}}}}\n"
+            "trainer: {epochs: 3, steps_per_epoch: 2, batch_size: 8, precision: 32-true, compile: false, "
+            "validation_stride: 200}\n"
+        )
+    arguments = [
+        "ablations",
+        "--configs",
+        str(configs),
+        "--out",
+        str(out),
+        "--nyu",
+        str(small_folder),
+        "--leap",
+        str(small_leap),
+    ]
+    for _ in range(2):  # the second time nothing is left to do but the export
+        result = CliRunner().invoke(app, [*arguments, "--epochs", "1", "--threads", "1"])
+        assert result.exit_code == 0, result.output
+        for name in ("one", "two"):
+            weights = load_weights(out / f"{name}.safetensors")
+            assert weights.metadata["name"] == name
+            assert weights.metadata["steps"] == "2"
+            assert weights.predicts_sigma
+
+
 def test_a_model_is_scored_by_its_mean_gain_less_the_worst_harm() -> None:
     helped = Gains({"a": (10.0, 9.0), "b": (20.0, 19.0)})
     assert helped.mean == helped.score == pytest.approx(0.075)
@@ -241,13 +304,14 @@ def test_one_batch_can_be_learned_by_heart(experiment: Experiment) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(250):
         optimizer.zero_grad()
-        losses.likelihood(model(batch.features), batch.target, batch.observed).backward()
+        losses.likelihood(model(batch.features), batch.target, batch.observed, batch.counted).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         optimizer.step()
-    error = (model(batch.features)[..., :3] - batch.target).norm(dim=-1)
-    before = batch.target.norm(dim=-1)
-    assert error[batch.observed].mean() < 0.3 * before[batch.observed].mean()
-    assert error[~batch.observed].mean() < 0.3 * before[~batch.observed].mean()
+    features, target, observed, _ = (x[batch.counted] for x in batch)
+    error = (model(features)[..., :3] - target).norm(dim=-1)
+    before = target.norm(dim=-1)
+    assert error[observed].mean() < 0.3 * before[observed].mean()
+    assert error[~observed].mean() < 0.3 * before[~observed].mean()
 
 
 def test_commands(tmp_path: Path) -> None:
@@ -256,6 +320,7 @@ def test_commands(tmp_path: Path) -> None:
             ["pretrain-refiner", "--config", str(CONFIGS / "nyu14.yaml"), "--out", str(tmp_path), "--nyu", "none"],
             "no groundtruth.txt",
         ),
+        (["ablations", "--configs", str(tmp_path), "--out", str(tmp_path)], "there is no experiment"),
         (["make-demo", "--nyu", "none", "--out", str(tmp_path / "x.npz")], "no groundtruth.txt"),
     ):
         command = [sys.executable, "-m", "training", *arguments]
