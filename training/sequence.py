@@ -68,7 +68,8 @@ def sequence_loss(clips: Clips, joints: Tensor, log_sigma: Tensor, smoothness: f
     error = ((joints - clips.true).square().sum(-1) + 0.01).sqrt()  # [B, T, 14], mm
     before = ((clips.predicted - clips.true).norm(dim=-1) * clips.observed).sum((1, 2)) / clips.observed.sum((1, 2))
     usable = clips.observed.sum(-1) >= 4
-    weight = torch.where(clips.observed, 1.0, 0.5) * usable.unsqueeze(-1) / (before + floor_mm).view(-1, 1, 1)
+    weight = torch.where(clips.observed, 1.0, 0.5) * (usable & clips.counted.unsqueeze(1)).unsqueeze(-1)
+    weight = weight / (before + floor_mm).view(-1, 1, 1)
     accuracy = (weight * error).mean()
     wrong = joints - clips.true
     acceleration = ((wrong[:, 2:] - 2 * wrong[:, 1:-1] + wrong[:, :-2]).square().sum(-1) + 0.01).sqrt().clamp(max=50)

@@ -14,7 +14,7 @@ from jointbert.skeleton import JOINT_NAMES  # noqa: E402
 from training.data import corruption as c  # noqa: E402
 from training.data import hand  # noqa: E402
 from training.data.bank import FINGER_OF_JOINT, PoseBank, articulate, resize  # noqa: E402
-from training.data.clips import ClipConfig, ClipStream, catmull_rom  # noqa: E402
+from training.data.clips import ClipConfig, Clips, ClipStream, catmull_rom  # noqa: E402
 from training.data.error_model import ErrorModel  # noqa: E402
 from training.data.leap import read_leap  # noqa: E402
 from training.data.nyu import TRAINING, VALIDATION, read_published  # noqa: E402
@@ -383,13 +383,27 @@ def test_clips_are_reproducible_and_go_on(clips: ClipStream) -> None:
 
 def test_a_clip_is_one_person(small_folder: Path, small_leap: Path) -> None:
     data = DataConfig(nyu=str(small_folder), leap=str(small_leap))
-    drawn = ClipStream(data, ClipConfig(length=32, recorded=0.0, cut=0.0), 16, 1, seed=5)[0]
+    drawn = ClipStream(data, ClipConfig(predictions=0.0, length=32, recorded=0.0, cut=0.0), 16, 1, seed=5)[0]
     assert drawn.true.shape == drawn.predicted.shape == (16, 32, 14, 3)
     assert drawn.true.isfinite().all()
     for a, b in ((0, 1), (4, 5), (8, 9), (11, 12)):
         length = (drawn.true[:, :, a] - drawn.true[:, :, b]).norm(dim=-1)
         assert (length - length[:, :1]).abs().max() < 0.5
         assert length[:, 0].std() > 1  # and another clip another one
+
+
+def test_of_clips_of_predictions_sigma_alone_learns(small_folder: Path, small_leap: Path) -> None:
+    def clips(gain: float) -> Clips:
+        rule = c.Corruption(plausible_gain_median=gain, plausible_gain_sigma=0.0)
+        config = ClipConfig(length=24, predictions=0.25, recorded=1.0, cut=1.0, corruption=rule)
+        return ClipStream(DataConfig(nyu=str(small_folder), leap=str(small_leap)), config, 8, 1, seed=3)[0]
+
+    near, far = clips(1.0), clips(3.0)
+    assert near.counted.tolist() == [True] * 6 + [False] * 2
+    assert torch.equal(near.predicted, far.predicted)
+    assert torch.equal(near.true[near.counted], far.true[near.counted])
+    error, further = ((x.predicted - x.true)[~x.counted] for x in (near, far))
+    torch.testing.assert_close(further, 3 * error, atol=2e-3, rtol=1e-4)
 
 
 def test_clips_miss_joints_for_a_while_and_are_cut(small_folder: Path, small_leap: Path) -> None:

@@ -101,6 +101,17 @@ def test_the_loss_wants_places_and_accelerations(experiment: SequenceExperiment)
     )
 
 
+def test_a_clip_that_is_not_counted_moves_nothing(experiment: SequenceExperiment) -> None:
+    clips = clips_of(experiment)
+    clips = clips._replace(counted=torch.tensor([True, True, True, False]))
+    joints = (clips.predicted + 1.0).requires_grad_()
+    log_sigma = torch.zeros(clips.observed.shape, requires_grad=True)
+    moved, told = torch.autograd.grad(sequence_loss(clips, joints, log_sigma, 1.0), (joints, log_sigma))
+    assert moved[:3].abs().amax((1, 2, 3)).min() > 0
+    assert not moved[3].any()
+    assert told[3].any()
+
+
 def test_gains_of_an_untrained_second_stage_are_the_first_s(small_folder: Path, first: Path) -> None:
     published = read_published(small_folder).frames(slice(0, 40))
     one = JointRefiner.load(first)

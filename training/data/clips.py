@@ -40,6 +40,9 @@ class ClipConfig:
     """Probability, per finger, that it comes from another moment."""
     transplant: float = 0.9
     """Probability that a clip's errors come from another moment than its motion."""
+    predictions: float = 0.12
+    """Share of clips that are a method's predictions as they followed one another, the truth further away than it was
+    (see :class:`training.data.stream.DataConfig`): sigma alone learns from them."""
     jitter: float = 0.4
     """Probability of noise that is independent from frame to frame, its size log-uniform in ``jitter_mm``."""
     jitter_mm: tuple[float, float] = (0.3, 6.0)
@@ -67,6 +70,7 @@ class Clips(NamedTuple):
     look_behind: Tensor  # [B]: frames
     look_ahead: Tensor  # [B]: frames
     seen_frames: Tensor  # [B]: frames of which bone lengths and roughness are known
+    counted: Tensor  # [B] bool: joints learn from the clip; sigma alone where it is False
 
 
 class ClipStream(Dataset):
@@ -90,14 +94,16 @@ class ClipStream(Dataset):
         """One batch."""
         config, b, t = self.config, self.batch_size, self.config.length
         rule = config.corruption
-        time, step = self._times(g)  # [B, 6, T]: when each finger, and last the palm, stands where it does
+        counted = torch.arange(b) < b - round(b * config.predictions)
+        time, step = self._times(counted, g)  # [B, 6, T]: when each finger, and last the palm, stands where it does
         rotation, position = self._palm(time[:, 5])
-        true = articulate(self._recorded(time), torch.tensor(self.data.articulate), g)
+        true = articulate(self._recorded(time), torch.where(counted, self.data.articulate, 0.0), g)
         others = b - round(b * config.recorded)
         if others:
             true[:others] = self._articulations(others, g)
-        error, size = self._errors(time, step, g)
+        error, size = self._errors(time, step, counted, g)
         gain = rule.error_gain_median * (rule.error_gain_sigma * torch.randn(b, generator=g)).exp()
+        gain = torch.where(counted, gain, 1.0)
         error, size = error * gain.view(-1, 1, 1, 1), size * gain
         data = self.data
         true, error = resize(true, error, rand((b,), *data.scale, g), data.variation, data.root_shift_mm, g)
@@ -109,9 +115,13 @@ class ClipStream(Dataset):
         true, predicted = true @ back + moved, predicted @ back + moved
         predicted = predicted + self._noise(g)
         observed = self._observed(g)
+        further = rule.plausible_gain_median * (rule.plausible_gain_sigma * torch.randn(b, generator=g)).exp()
+        further = torch.where(counted, 1.0, further)
+        true, size = predicted + further.view(-1, 1, 1, 1) * (true - predicted), size * further
         # Cuts: the later part becomes another clip's.
         cut = torch.randint(4, t - 4, (b, 1), generator=g)
         later = (torch.arange(t) >= cut) & (torch.rand(b, 1, generator=g) < config.cut)
+        later = later & (counted == counted.roll(1)).unsqueeze(1)
 
         def splice(x: Tensor) -> Tensor:
             return torch.where(later.view(b, t, *[1] * (x.ndim - 2)), x.roll(1, 0), x)
@@ -123,11 +133,11 @@ class ClipStream(Dataset):
         kind = torch.rand(b, generator=g)
         some = torch.randint(1, 11, (b,), generator=g)
         look_ahead = torch.where(kind < 0.35, 0, torch.where(kind < 0.5, some, REACH))
-        look_behind = torch.where(kind < 0.05, 0, REACH)
+        look_behind = torch.where(kind < 0.12, 0, REACH)
         seen = torch.where(look_ahead == REACH, t, torch.randint(0, t + 1, (b,), generator=g))
-        return Clips(true, predicted, observed, confidence, stated, look_behind, look_ahead, seen)
+        return Clips(true, predicted, observed, confidence, stated, look_behind, look_ahead, seen, counted)
 
-    def _times(self, g: Generator) -> tuple[Tensor, Tensor]:
+    def _times(self, counted: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
         """``(B, 6, T)`` moments of the recording, in frames, and the ``(B,)`` step of the errors between frames."""
         b, t, frames = self.batch_size, self.config.length, len(self.bank.local)
         speed = log_uniform((b,), *self.config.speed, g)
@@ -141,7 +151,7 @@ class ClipStream(Dataset):
         similarity = (rotations * self.bank.rotation[base].flatten(-2).unsqueeze(1)).sum(-1)  # [B, 16]
         best = similarity.unsqueeze(1).expand(b, 5, 16).gather(2, pick).argmax(-1, keepdim=True)
         other = centre[:, :16].gather(1, pick.gather(2, best).squeeze(-1))
-        keep = torch.rand(b, 5, generator=g) >= self.config.recombine
+        keep = (torch.rand(b, 5, generator=g) >= self.config.recombine) | ~counted.unsqueeze(1)
         centres = torch.cat([torch.where(keep, centre[:, 16:], other), centre[:, 16:]], 1)  # [B, 6]
         steps = torch.arange(t) - (t - 1) / 2
         return centres.unsqueeze(-1) + speed.view(-1, 1, 1) * steps, speed.sign() * speed.abs().clamp(min=1)
@@ -191,13 +201,14 @@ class ClipStream(Dataset):
         directions = Directions(torch.cat(fingers), torch.cat(thumb))
         return build(directions, g, self.data.variation, people=n).unflatten(0, (n, t))
 
-    def _errors(self, time: Tensor, step: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
+    def _errors(self, time: Tensor, step: Tensor, counted: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
         """Errors ``(B, T, 14, 3)`` in the palm's frame, of one method or a mean of two a clip, and their mean size ``(B,)``."""
         b, t, frames = self.batch_size, self.config.length, len(self.bank.local)
         centre = time.mean(-1, keepdim=True)  # [B, 6, 1]
         span = (step.abs() * (t - 1) / 2).view(-1, 1, 1)
         elsewhere = span + torch.rand(b, 1, 1, generator=g) * (frames - 1 - 2 * span)
-        centre = torch.where(torch.rand(b, 1, 1, generator=g) < self.config.transplant, elsewhere, centre)
+        moved = (torch.rand(b, 1, 1, generator=g) < self.config.transplant) & counted.view(-1, 1, 1)
+        centre = torch.where(moved, elsewhere, centre)
         at = centre + step.view(-1, 1, 1) * (torch.arange(t) - (t - 1) / 2)
         at = at.round().long().clamp(0, frames - 1)[:, FINGER_OF_JOINT].transpose(1, 2)  # [B, T, 14]
         palm, joint = at[..., 13], torch.arange(14)
