@@ -1,0 +1,347 @@
+#include "launch.cuh"
+#include "soft_argmax.h"
+
+namespace jointbert::cuda {
+namespace {
+
+constexpr unsigned kFull = 0xffffffffu;
+constexpr float kLog2E = 1.4426950408889634f;
+
+// The ways a value is stored.
+template <class T>
+struct Stored;
+template <>
+struct Stored<float> {
+    static __device__ float load(float x) { return x; }
+    static __device__ float store(float x) { return x; }
+};
+template <>
+struct Stored<__half> {
+    static __device__ float load(__half x) { return __half2float(x); }
+    static __device__ __half store(float x) { return __float2half_rn(x); }
+};
+template <>
+struct Stored<__nv_bfloat16> {
+    static __device__ float load(__nv_bfloat16 x) { return __bfloat162float(x); }
+    static __device__ __nv_bfloat16 store(float x) { return __float2bfloat16_rn(x); }
+};
+
+// 16 bytes of a map.
+template <class T>
+struct alignas(16) Pack {
+    static constexpr int kCount = 16 / sizeof(T);
+    T values[kCount];
+};
+
+// A value and where it stands, so that the larger key is the higher value or, among equals, the lower index; NaN is
+// above everything. Floats in the order of integers: negative ones with all bits flipped, the others with the sign set.
+__device__ inline std::uint64_t key_of(float value, unsigned index) {
+    unsigned bits = value != value ? 0x7fc00000u : __float_as_uint(value == 0 ? 0.0f : value);  // -0 equals 0
+    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return std::uint64_t(bits) << 32 | (kFull - index);
+}
+__device__ inline float value_of(std::uint64_t key) {
+    const unsigned bits = unsigned(key >> 32);
+    return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
+}
+__device__ inline unsigned index_of(std::uint64_t key) { return kFull - unsigned(key); }
+
+__device__ inline bool finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
+
+// index / width and the rest, for indices below 2^16.
+struct Rows {
+    unsigned width, magic;
+    __device__ explicit Rows(int width) : width(unsigned(width)), magic(width == 1 ? 0 : kFull / unsigned(width) + 1) {}
+    __device__ unsigned row(unsigned index) const { return width == 1 ? index : __umulhi(index, magic); }
+};
+
+// Sums under the softmax, places relative to the peak's.
+struct Sums {
+    float weight, u, v;
+    __device__ void add(float w, float du, float dv) {
+        weight += w;
+        u += w * du;
+        v += w * dv;
+    }
+    __device__ void add(const Sums& other) {
+        weight += other.weight;
+        u += other.u;
+        v += other.v;
+    }
+};
+
+__device__ inline std::uint64_t highest(std::uint64_t a, std::uint64_t b) { return a > b ? a : b; }
+
+// Of the lanes of a warp that differ in the bits of `lanes`.
+__device__ inline std::uint64_t warp_highest(std::uint64_t key, int from = 16) {
+    for (int step = from; step > 0; step /= 2) key = highest(key, __shfl_xor_sync(kFull, key, step));
+    return key;
+}
+__device__ inline Sums warp_sum(Sums sums) {
+    for (int step = 16; step > 0; step /= 2)
+        sums.add(Sums{__shfl_xor_sync(kFull, sums.weight, step), __shfl_xor_sync(kFull, sums.u, step),
+                      __shfl_xor_sync(kFull, sums.v, step)});
+    return sums;
+}
+
+// Weight of a value under the softmax.
+__device__ inline float weight_of(float value, float peak, float beta_log2e) {
+    return exp2f(beta_log2e * (value - peak));
+}
+
+__device__ inline void write(const Keypoints& out, int map, std::uint64_t best, const Sums& sums, const Rows& rows,
+                             Peak mode) {
+    const float peak = value_of(best), nan = __uint_as_float(0x7fc00000u);
+    const bool valid = finite(peak);
+    const unsigned v = rows.row(index_of(best)), u = index_of(best) - v * rows.width;
+    const bool soft = mode == Peak::kSoft;
+    out.uv[2 * map] = valid ? float(u) + (soft ? sums.u / sums.weight : 0) : nan;
+    out.uv[2 * map + 1] = valid ? float(v) + (soft ? sums.v / sums.weight : 0) : nan;
+    out.confidence[map] = valid ? fminf(fmaxf(peak, 0), 1) : 0;
+    out.status[map] = !valid;
+}
+
+// Values of the largest map that a block of so many threads takes.
+template <int kThreads>
+constexpr int kMapSize = kThreads == 256 ? 64 * 64 : kMaxSide * kMaxSide;
+
+// One block a map whose values lie together. Every thread keeps its share of the map in registers, so memory is read
+// once: first the peak, then the sums under the softmax.
+template <class T, int kThreads, bool kVector>
+__global__ void __launch_bounds__(kThreads)
+    maps_kernel(const T* values, int height, int width, SoftArgmaxOptions options, Keypoints out) {
+    constexpr int kCount = Pack<T>::kCount, kPacks = kMapSize<kThreads> / kCount / kThreads, kWarps = kThreads / 32;
+    __shared__ std::uint64_t keys[kWarps];
+    __shared__ Sums partial[kWarps];
+    const int map = int(blockIdx.x), size = height * width;
+    const unsigned thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    values += std::size_t(map) * size;
+
+    float mine[kPacks][kCount];
+    std::uint64_t best = 0;
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+        if (kVector) {
+            const int pack = int(thread) + k * kThreads;
+            if (pack * kCount < size) {
+                const Pack<T> loaded = reinterpret_cast<const Pack<T>*>(values)[pack];
+#pragma unroll
+                for (int e = 0; e < kCount; ++e) mine[k][e] = Stored<T>::load(loaded.values[e]);
+            } else {
+#pragma unroll
+                for (int e = 0; e < kCount; ++e) mine[k][e] = -INFINITY;
+            }
+        } else {
+#pragma unroll
+            for (int e = 0; e < kCount; ++e) {
+                const int i = int(thread) + (k * kCount + e) * kThreads;
+                mine[k][e] = i < size ? Stored<T>::load(values[i]) : -INFINITY;
+            }
+        }
+    }
+    const auto index = [&](int k, int e) {
+        return kVector ? (thread + unsigned(k) * kThreads) * kCount + unsigned(e)
+                       : thread + unsigned(k * kCount + e) * kThreads;
+    };
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k)
+#pragma unroll
+        for (int e = 0; e < kCount; ++e)
+            if (index(k, e) < unsigned(size)) best = highest(best, key_of(mine[k][e], index(k, e)));
+    best = warp_highest(best);
+    if (lane == 0) keys[warp] = best;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) best = highest(best, keys[i]);
+
+    const Rows rows(width);
+    Sums sums{};
+    if (options.mode == Peak::kSoft) {
+        const float peak = value_of(best), scale = options.beta * kLog2E;
+        const int pv = int(rows.row(index_of(best))), pu = int(index_of(best)) - pv * width;
+        const int window = options.window < 0 ? kMaxSide : options.window;
+#pragma unroll
+        for (int k = 0; k < kPacks; ++k)
+#pragma unroll
+            for (int e = 0; e < kCount; ++e) {
+                const unsigned i = index(k, e);
+                const int dv = int(rows.row(i)) - pv, du = int(i) - (dv + pv) * width - pu;
+                const bool counts = i < unsigned(size) && abs(du) <= window && abs(dv) <= window;
+                sums.add(counts ? weight_of(mine[k][e], peak, scale) : 0, float(du), float(dv));
+            }
+        sums = warp_sum(sums);
+        if (lane == 0) partial[warp] = sums;
+        __syncthreads();
+        sums = Sums{};
+        if (thread == 0)
+            for (int i = 0; i < kWarps; ++i) sums.add(partial[i]);
+    }
+    if (thread == 0) write(out, map, best, sums, rows, options.mode);
+}
+
+constexpr int kPixelLanes = 32;
+constexpr int kPoseThreads = kMapsOfPose * kPixelLanes;
+constexpr unsigned kRun = 16;
+
+// One block a pose whose pixels hold the values of its 14 maps: thread t reads map t % 14, so that a warp reads
+// neighbours. The second reading, for the sums, comes from L2.
+template <class T>
+__global__ void __launch_bounds__(kPoseThreads)
+    pixels_kernel(const T* values, int height, int width, SoftArgmaxOptions options, Keypoints out) {
+    __shared__ std::uint64_t keys[kPixelLanes][kMapsOfPose];
+    __shared__ Sums partial[kPixelLanes][kMapsOfPose];
+    const int pose = int(blockIdx.x), size = height * width;
+    const unsigned map = threadIdx.x % kMapsOfPose, first = threadIdx.x / kMapsOfPose;
+    values += std::size_t(pose) * size * kMapsOfPose + map;
+
+    std::uint64_t best = 0;
+    for (unsigned i = first; i < unsigned(size); i += kPixelLanes)
+        best = highest(best, key_of(Stored<T>::load(values[i * kMapsOfPose]), i));
+    keys[first][map] = best;
+    __syncthreads();
+#pragma unroll 8
+    for (int i = 0; i < kPixelLanes; ++i) best = highest(best, keys[i][map]);
+
+    const Rows rows(width);
+    Sums sums{};
+    if (options.mode == Peak::kSoft) {
+        const float peak = value_of(best), scale = options.beta * kLog2E;
+        const int pv = int(rows.row(index_of(best))), pu = int(index_of(best)) - pv * width;
+        const int window = options.window < 0 ? kMaxSide : options.window;
+        for (unsigned from = first; from < unsigned(size); from += kPixelLanes * kRun) {
+            Sums run{};  // sums of sums: hundreds of additions in a row would cost digits
+            for (unsigned i = from; i < min(from + kPixelLanes * kRun, unsigned(size)); i += kPixelLanes) {
+                const int dv = int(rows.row(i)) - pv, du = int(i) - (dv + pv) * width - pu;
+                if (abs(du) <= window && abs(dv) <= window)
+                    run.add(weight_of(Stored<T>::load(values[i * kMapsOfPose]), peak, scale), float(du), float(dv));
+            }
+            sums.add(run);
+        }
+        partial[first][map] = sums;
+        __syncthreads();
+        if (first == 0)
+            for (int i = 1; i < kPixelLanes; ++i) sums.add(partial[i][map]);
+    }
+    if (first == 0) write(out, pose * kMapsOfPose + int(map), best, sums, rows, options.mode);
+}
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+// d uv / d h = beta p (place - uv); the sum under the softmax has to be found again, which costs a reading less than
+// keeping the weights would cost in writing and reading. d confidence / d h: 1 at the peak, where it lies between 0
+// and 1.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4)
+    backward_kernel(const T* values, Heatmaps maps, SoftArgmaxOptions options, Keypoints found,
+                    KeypointGradients gradients, T* result) {
+    __shared__ std::uint64_t keys[kWarps];
+    __shared__ Sums partial[kWarps];
+    const int map = int(blockIdx.x), width = maps.width, size = maps.height * width;
+    const unsigned thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const std::size_t stride = maps.channels_last ? kMapsOfPose : 1;
+    const std::size_t base = maps.channels_last
+                                 ? std::size_t(map / kMapsOfPose) * size * kMapsOfPose + map % kMapsOfPose
+                                 : std::size_t(map) * size;
+    values += base;
+    result += base;
+    if (found.status[map]) {
+        for (int i = int(thread); i < size; i += kThreads) result[i * stride] = Stored<T>::store(0);
+        return;
+    }
+    std::uint64_t best = 0;
+    for (int i = int(thread); i < size; i += kThreads)
+        best = highest(best, key_of(Stored<T>::load(values[i * stride]), unsigned(i)));
+    best = warp_highest(best);
+    if (lane == 0) keys[warp] = best;
+    __syncthreads();
+    for (int i = 0; i < kWarps; ++i) best = highest(best, keys[i]);
+
+    const Rows rows(width);
+    const float peak = value_of(best), scale = options.beta * kLog2E;
+    const int pv = int(rows.row(index_of(best))), pu = int(index_of(best)) - pv * width;
+    const int window = options.window < 0 ? kMaxSide : options.window;
+    const bool soft = options.mode == Peak::kSoft;
+    const auto weight = [&](int i, int& du, int& dv) {
+        dv = int(rows.row(unsigned(i))) - pv;
+        du = i - (dv + pv) * width - pu;
+        const bool counts = soft && abs(du) <= window && abs(dv) <= window;
+        return counts ? weight_of(Stored<T>::load(values[i * stride]), peak, scale) : 0.0f;
+    };
+    Sums sums{};
+    for (int i = int(thread); i < size; i += kThreads) {
+        int du, dv;
+        const float w = weight(i, du, dv);
+        sums.add(w, float(du), float(dv));
+    }
+    sums = warp_sum(sums);
+    if (lane == 0) partial[warp] = sums;
+    __syncthreads();
+    sums = Sums{};
+    for (int i = 0; i < kWarps; ++i) sums.add(partial[i]);
+    const float mean_u = sums.u / sums.weight, mean_v = sums.v / sums.weight;
+    const float factor = soft ? options.beta / sums.weight : 0;
+    const float to_u = gradients.uv[2 * map], to_v = gradients.uv[2 * map + 1];
+    const float at_peak = peak >= 0 && peak <= 1 ? gradients.confidence[map] : 0;
+    for (int i = int(thread); i < size; i += kThreads) {
+        int du, dv;
+        const float w = weight(i, du, dv);
+        float gradient = w > 0 ? factor * w * (to_u * (float(du) - mean_u) + to_v * (float(dv) - mean_v)) : 0;
+        if (unsigned(i) == index_of(best)) gradient += at_peak;
+        result[i * stride] = Stored<T>::store(gradient);
+    }
+}
+
+template <class T>
+cudaError_t forward(const Heatmaps& maps, const SoftArgmaxOptions& options, const Keypoints& out, cudaStream_t stream) {
+    const T* values = static_cast<const T*>(maps.values);
+    if (maps.channels_last)
+        return launch(pixels_kernel<T>, dim3(unsigned(maps.poses)), dim3(kPoseThreads), stream, values, maps.height,
+                      maps.width, options, out);
+    const int size = maps.height * maps.width;
+    const bool vector = size % Pack<T>::kCount == 0 && reinterpret_cast<std::uintptr_t>(values) % sizeof(Pack<T>) == 0;
+    const bool small = size <= kMapSize<256>;
+    const auto kernel = small ? (vector ? maps_kernel<T, 256, true> : maps_kernel<T, 256, false>)
+                              : (vector ? maps_kernel<T, 512, true> : maps_kernel<T, 512, false>);
+    return launch(kernel, dim3(unsigned(maps.poses) * kMapsOfPose), dim3(small ? 256 : 512), stream, values,
+                  maps.height, maps.width, options, out);
+}
+
+template <class T>
+cudaError_t backward(const Heatmaps& maps, const SoftArgmaxOptions& options, const Keypoints& found,
+                     const KeypointGradients& gradients, void* result, cudaStream_t stream) {
+    return launch(backward_kernel<T>, dim3(unsigned(maps.poses) * kMapsOfPose), dim3(kThreads), stream,
+                  static_cast<const T*>(maps.values), maps, options, found, gradients, static_cast<T*>(result));
+}
+
+}  // namespace
+
+cudaError_t soft_argmax(const Heatmaps& maps, const SoftArgmaxOptions& options, const Keypoints& out,
+                        cudaStream_t stream) {
+    if (!maps.poses) return cudaSuccess;
+    switch (maps.element) {
+        case Element::kFloat32:
+            return forward<float>(maps, options, out, stream);
+        case Element::kFloat16:
+            return forward<__half>(maps, options, out, stream);
+        case Element::kBFloat16:
+            return forward<__nv_bfloat16>(maps, options, out, stream);
+    }
+    return cudaErrorInvalidValue;
+}
+
+cudaError_t soft_argmax_backward(const Heatmaps& maps, const SoftArgmaxOptions& options, const Keypoints& found,
+                                 const KeypointGradients& gradients, void* maps_gradient, cudaStream_t stream) {
+    if (!maps.poses) return cudaSuccess;
+    switch (maps.element) {
+        case Element::kFloat32:
+            return backward<float>(maps, options, found, gradients, maps_gradient, stream);
+        case Element::kFloat16:
+            return backward<__half>(maps, options, found, gradients, maps_gradient, stream);
+        case Element::kBFloat16:
+            return backward<__nv_bfloat16>(maps, options, found, gradients, maps_gradient, stream);
+    }
+    return cudaErrorInvalidValue;
+}
+
+}  // namespace jointbert::cuda

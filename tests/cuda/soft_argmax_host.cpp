@@ -1,0 +1,39 @@
+// The kernels of soft_argmax.cu on the host, behind a C interface for ctypes. SOURCE is the file to test.
+#include SOURCE
+
+using namespace jointbert;
+
+namespace {
+
+// Runs work under a schedule; 0, what CUDA said, or -1 where a barrier was never reached.
+template <class Work>
+int run(int schedule, unsigned seed, const Work& work) {
+    fibers::settings() = {fibers::Schedule(schedule), seed};
+    try {
+        return int(work());
+    } catch (const std::runtime_error&) {
+        return -1;
+    }
+}
+
+}  // namespace
+
+extern "C" int host_soft_argmax(const void* values, int element, int poses, int height, int width, int channels_last,
+                                int mode, float beta, int window, float* uv, float* confidence, std::uint8_t* status,
+                                int schedule, unsigned seed) {
+    return run(schedule, seed, [&] {
+        return cuda::soft_argmax({values, cuda::Element(element), poses, height, width, channels_last != 0},
+                                 {cuda::Peak(mode), beta, window}, {uv, confidence, status}, nullptr);
+    });
+}
+
+extern "C" int host_soft_argmax_backward(const void* values, int element, int poses, int height, int width,
+                                         int channels_last, int mode, float beta, int window, float* uv,
+                                         float* confidence, std::uint8_t* status, const float* to_uv,
+                                         const float* to_confidence, void* result, int schedule, unsigned seed) {
+    return run(schedule, seed, [&] {
+        return cuda::soft_argmax_backward({values, cuda::Element(element), poses, height, width, channels_last != 0},
+                                          {cuda::Peak(mode), beta, window}, {uv, confidence, status},
+                                          {to_uv, to_confidence}, result, nullptr);
+    });
+}
