@@ -20,7 +20,7 @@ _TYPICAL_SIZE_MM = 65.0  # root mean square distance of an adult's joints from t
 _MIRRORED_MM = 12.0  # a frame counts as mirrored beyond this chirality; see Result.chirality
 _PLAUSIBLE_MM = (16.0, 120.0)
 # Expected error of a frame's fourth best joint over the frame's size, beyond which it doesn't look like a hand: the published
-# methods' hands have 0.1 to 0.2 (99 % of them below 0.35), random points and joints in another order 0.4 to 0.9.
+# methods' hands have 0.16 to 0.24 in the median, random points and joints in another order 0.4 to 0.9.
 _STRANGE = 1 / 3
 _STRANGE_RANK = 3
 
@@ -123,13 +123,13 @@ def check_error(error_mm: Any, shape: tuple[int, ...]) -> np.ndarray:
         return np.ascontiguousarray(np.minimum(array, 1e6), dtype=np.float32)
 
 
-def report(result: Result, units: str, mirror: np.ndarray | None, predicts_sigma: bool, stacklevel: int) -> None:
+def report(result: Result, units: str, mirror: np.ndarray | None, sigma_tells: bool, stacklevel: int) -> None:
     """Turns what the backend noticed into an error (nothing is usable) or one warning.
 
-    ``predicts_sigma``: the weights' sigma tells whether points look like a hand.
+    ``sigma_tells``: sigma says whether points look like a hand (its weights were trained to, nothing was stated of the error).
     """
     frames = len(result.status)
-    if not frames or _looks_right(result, UNITS_MM[units], predicts_sigma):
+    if not frames or _looks_right(result, UNITS_MM[units], sigma_tells):
         return
     few = int((result.status == Status.TOO_FEW_JOINTS).sum())
     if few == frames:
@@ -154,7 +154,7 @@ def report(result: Result, units: str, mirror: np.ndarray | None, predicts_sigma
         else:
             hints.append("most hands are not of the stated side: check hand=, or negate y if it points up")
     good = result.status == Status.REFINED
-    if predicts_sigma and good.any():
+    if sigma_tells and good.any():
         sigma_mm = UNITS_MM[units] * np.partition(result.sigma[good], _STRANGE_RANK, axis=1)[:, _STRANGE_RANK]
         if (sigma_mm > _STRANGE * result.size_mm[good]).mean() > 0.5:
             hints.append(
@@ -165,20 +165,20 @@ def report(result: Result, units: str, mirror: np.ndarray | None, predicts_sigma
         warnings.warn("joints: " + "; ".join(hints), JointbertWarning, stacklevel=stacklevel)
 
 
-def _looks_right(result: Result, mm_per_unit: float, predicts_sigma: bool) -> bool:
+def _looks_right(result: Result, mm_per_unit: float, sigma_tells: bool) -> bool:
     """Nothing to say of any frame: the usual case, found out in a few microseconds."""
     if len(result.status) == 1:  # in plain numbers: right after a pose, all that Python does is done with cold caches
         size, side = result.size_mm.item(), result.chirality.item()
         if result.status.item() or not _PLAUSIBLE_MM[0] <= size <= _PLAUSIBLE_MM[1] or side > _MIRRORED_MM:
             return False
-        return not predicts_sigma or sorted(result.sigma[0].tolist())[_STRANGE_RANK] * mm_per_unit <= _STRANGE * size
+        return not sigma_tells or sorted(result.sigma[0].tolist())[_STRANGE_RANK] * mm_per_unit <= _STRANGE * size
     if result.status.any():
         return False
     smallest, largest = result.size_mm.min(), result.size_mm.max()
     plausible = smallest >= _PLAUSIBLE_MM[0] and largest <= _PLAUSIBLE_MM[1]
     if not plausible or (result.chirality > _MIRRORED_MM).any():
         return False
-    return not predicts_sigma or bool(result.sigma.max() * mm_per_unit <= _STRANGE * smallest)
+    return not sigma_tells or bool(result.sigma.max() * mm_per_unit <= _STRANGE * smallest)
 
 
 def _size_hint(size_mm: float, units: str) -> str:

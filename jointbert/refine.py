@@ -134,7 +134,7 @@ class Refiner:
             return {}
         prepared = self._prepare(joints, confidence, visible, error_mm, order, units, hand)
         lengths, counts, result = self._second_stage().calibrate(prepared.batch)
-        report(result, units, prepared.batch.mirror, self._weights.predicts_sigma, 3)
+        report(result, units, prepared.batch.mirror, self._sigma_tells(prepared.batch), 3)
         if not np.isfinite(lengths).any():
             raise ValueError(
                 f"joints: at most {int(counts.max())} of {len(result.status)} frames show a bone; a calibration needs "
@@ -174,6 +174,10 @@ class Refiner:
         start = self._second_stage().stream
         core = start(resolve_order(order), UNITS_MM[units], mirror is not None, self._lengths_mm, int(look_ahead))
         return Stream(core, units, mirror, self._weights.predicts_sigma, bool(return_details))
+
+    def _sigma_tells(self, batch: Batch) -> bool:
+        """Whether a large sigma comes from what the points look like, and not from what was said of them."""
+        return self._weights.predicts_sigma and batch.error_mm is None and batch.confidence is None
 
     def _second_stage(self) -> SequenceBackend:
         if self._second is None:
@@ -230,7 +234,7 @@ class Refiner:
             result = _in_steps(lambda part: second.run(part, lengths, True), batch, _STEP, progress)
         else:
             result = _in_steps(self._backend.run, batch, _STEP, progress)
-        report(result, units, batch.mirror, self._weights.predicts_sigma, stacklevel + 1)
+        report(result, units, batch.mirror, self._sigma_tells(batch), stacklevel + 1)
 
         given = prepared.given
         out = result.joints.reshape(given.shape)

@@ -45,7 +45,7 @@ class Stream:
         self._core = core
         self._units = units
         self._mirror = mirror
-        self._predicts_sigma = predicts_sigma
+        self._sigma_tells = predicts_sigma  # while nothing is stated of the error
         self._details = details
         self._pending: deque[tuple[np.ndarray, Restore]] = deque()
         self._first: list[tuple[Any, ...]] | None = []
@@ -72,6 +72,7 @@ class Stream:
         seen = None if visible is None else check_visible(visible, shape)[0]
         sure = None if confidence is None else check_confidence(confidence, shape)[0]
         size = None if error_mm is None else check_error(error_mm, shape)[0]
+        self._sigma_tells = self._sigma_tells and sure is None and size is None
         result = self._core.push(pose, seen, sure, size)
         self._pending.append((given, restore))
         return None if result is None else self._finish(result)
@@ -108,4 +109,4 @@ class Stream:
             rows = [np.stack([np.asarray(r[i]) for r in self._first]) for i in range(5)]
             self._first = None
             result = Result(rows[0], rows[1], rows[2].astype(np.uint8), rows[3], rows[4])
-            report(result, self._units, self._mirror, self._predicts_sigma, 5)
+            report(result, self._units, self._mirror, self._sigma_tells, 5)

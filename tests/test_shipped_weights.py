@@ -132,4 +132,7 @@ def test_points_that_are_no_hand_are_suspected(refiner: jointbert.Refiner, units
     some[:, [0, 4, 6, 8, 10, 13]] = True
     for usual in (poses, poses[0]):  # warnings are errors in this suite
         refiner(usual * scale, units=units)
-    refiner(poses * scale, units=units, visible=some, error_mm=40.0)  # much unknown, nothing strange
+    refiner(poses * scale, units=units, visible=some)  # much unknown, nothing strange
+    for said in ({"error_mm": 60.0}, {"confidence": 0.05 + np.zeros(14)}):  # then a large sigma is no surprise
+        refiner(poses * scale, units=units, **said)
+        refiner(points * scale, units=units, **said)
