@@ -1,0 +1,83 @@
+"""The operator on a GPU against the torch twin."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+pytest.importorskip("jointbert._cuda", reason="built without GPU kernels")
+
+from jointbert.models import operators  # noqa: E402
+from jointbert.models.heatmap import soft_argmax  # noqa: E402
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def heatmaps(poses: int, h: int, w: int) -> torch.Tensor:
+    g = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    u, v = (torch.rand(poses, 14, 1, 1, generator=g) * n for n in (w, h))
+    maps = torch.rand(poses, 14, 1, 1, generator=g) * torch.exp(-((x - u) ** 2 + (y - v) ** 2) / 8)
+    maps = maps + 0.01 * torch.randn(poses, 14, h, w, generator=g)
+    maps[0, 2] = 0.5
+    maps[0, 3, 0, 0] = math.nan
+    return maps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("poses", "h", "w"), [(1, 64, 64), (256, 64, 64), (3, 128, 128), (5, 7, 5), (2, 60, 80)])
+@pytest.mark.parametrize(("mode", "beta", "window"), [("argmax", 1.0, None), ("soft", 100.0, None), ("soft", 10.0, 4)])
+def test_equals_the_twin(
+    poses: int, h: int, w: int, last: bool, dtype: torch.dtype, mode: str, beta: float, window: int | None
+) -> None:
+    maps = heatmaps(poses, h, w).to(dtype)
+    if last:
+        maps = maps.to(memory_format=torch.channels_last)
+    exact = soft_argmax(maps.double(), mode, beta, window)  # type: ignore[arg-type]
+    single = soft_argmax(maps.float(), mode, beta, window)  # type: ignore[arg-type]
+    found = operators.soft_argmax(maps.cuda(), mode, beta, window)  # type: ignore[arg-type]
+    uv, confidence, status = (x.cpu() for x in found)
+    assert torch.equal(status, exact.status)
+    assert torch.equal(confidence, exact.confidence.float())
+    good = exact.status == 0
+    own = (single.uv[good] - exact.uv[good]).abs().max()
+    assert (uv[good] - exact.uv[good]).abs().max() <= 2 * own + 1e-5
+    assert uv[~good].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("last", [False, True])
+def test_gradient_equals_autograd(dtype: torch.dtype, last: bool) -> None:
+    maps = heatmaps(4, 64, 64).to(dtype)
+    if last:
+        maps = maps.to(memory_format=torch.channels_last)
+
+    def gradient(leaf: torch.Tensor, f: object) -> torch.Tensor:
+        leaf = leaf.detach().requires_grad_()
+        uv, confidence, status = f(leaf, "soft", 20.0, 5)  # type: ignore[operator]
+        loss = torch.where((status == 0).unsqueeze(-1), uv, 0).sum() + confidence.square().sum()
+        return torch.autograd.grad(loss, leaf)[0]
+
+    exact = gradient(maps.double(), soft_argmax)
+    own = (gradient(maps.float(), soft_argmax).to(dtype).double() - exact).abs().max()
+    found = gradient(maps.cuda(), operators.soft_argmax).cpu().double()
+    assert (found - exact).abs().max() <= 2 * own + 1e-5
+
+
+def test_it_runs_on_the_current_stream_and_compiles_whole() -> None:
+    maps = heatmaps(2, 64, 64).cuda()
+    expected = operators.soft_argmax(maps).uv
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        other = operators.soft_argmax(maps).uv
+    torch.cuda.current_stream().wait_stream(stream)
+    compiled = torch.compile(operators.soft_argmax, fullgraph=True)(maps).uv
+    for found in (other, compiled):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
