@@ -53,22 +53,45 @@ def test_sequences_help_more(refiner: jointbert.Refiner, published: Published) -
     frames = published.frames(slice(3136, 3736))
     alone, together = gains(refiner, frames), gains(refiner, frames, sequence=True)
     assert (together > 0).sum() >= 17
-    assert together.mean() > alone.mean() + 0.01
+    assert together.mean() > alone.mean() + 0.015
     truth = frames.groundtruth
     for prediction in list(frames.predictions.values())[::6]:
         refined = refiner(prediction, sequence=True)
-        assert acceleration_error(refined, truth) < 0.7 * acceleration_error(prediction, truth)
+        assert acceleration_error(refined, truth) < 0.5 * acceleration_error(prediction, truth)
 
 
-def test_a_second_pass_changes_little(refiner: jointbert.Refiner, published: Published) -> None:
-    frames = published.frames(slice(VALIDATION.start, VALIDATION.stop, 8))
-    first, second = [], []
+def test_a_second_pass_changes_little_and_harms_nothing(refiner: jointbert.Refiner, published: Published) -> None:
+    frames = published.frames(slice(VALIDATION.start, VALIDATION.stop, 4))
+    moved, again, harm = [], [], []
     for prediction in frames.predictions.values():
-        once = refiner(prediction, return_details=True)
-        twice = refiner(once.joints, error_mm=once.sigma)
-        first.append(np.linalg.norm(once.joints - prediction, axis=-1).mean())
-        second.append(np.linalg.norm(twice - once.joints, axis=-1).mean())
-    assert np.mean(second) < np.mean(first) / 2
+        once = refiner(prediction)
+        twice = refiner(once)
+        moved.append(np.linalg.norm(once - prediction, axis=-1).mean())
+        again.append(np.linalg.norm(twice - once, axis=-1).mean())
+        before, after = (float(np.linalg.norm(p - frames.groundtruth, axis=-1).mean()) for p in (once, twice))
+        harm.append(-relative_gain(before, after))
+    assert np.mean(again) < np.mean(moved) / 2
+    assert max(harm) < 0.003
+
+
+def test_sigma_is_the_error_to_expect(refiner: jointbert.Refiner, published: Published) -> None:
+    """Where a method's mean error is stated; the scale is subject 1's."""
+    ratios = []
+    for rows in (slice(0, 2440, 16), slice(2440, 4376, 8)):
+        frames = published.frames(rows)
+        sigma, error = [], []
+        for prediction in frames.predictions.values():
+            stated = float(np.linalg.norm(prediction - frames.groundtruth, axis=-1).mean())
+            refined = refiner(prediction, error_mm=stated, return_details=True)
+            sigma.append(refined.sigma)
+            error.append(np.linalg.norm(refined.joints - frames.groundtruth, axis=-1))
+        ratios.append((np.stack(sigma), np.stack(error)))
+    (fitted, its_error), (sigma, error) = ratios
+    sigma = sigma * its_error.mean() / fitted.mean()
+    groups = np.array_split(np.argsort(sigma, axis=None), 10)
+    deciles = np.array([sigma.flat[g].mean() / error.flat[g].mean() for g in groups])
+    assert np.abs(deciles - 1).max() < 0.25
+    assert (np.abs(sigma.mean((1, 2)) / error.mean((1, 2)) - 1) < 0.35).all()
 
 
 def test_another_scale_or_view_does_no_harm(refiner: jointbert.Refiner, published: Published) -> None:
@@ -86,7 +109,7 @@ def test_hidden_joints_beat_a_gaussian(refiner: jointbert.Refiner, published: Pu
     seen = hidden_patterns(len(truth), 4, seed=11)
     filled = refiner(truth, visible=seen.numpy())
     error = np.linalg.norm(filled - truth, axis=-1)[~seen.numpy()].mean()
-    assert error < gaussian_fill_error(published.groundtruth[TRAINING], truth, seen)
+    assert error < 0.7 * gaussian_fill_error(published.groundtruth[TRAINING], truth, seen)
 
 
 def test_low_confidence_moves_a_joint_more(refiner: jointbert.Refiner, published: Published) -> None:
