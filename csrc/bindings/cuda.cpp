@@ -29,7 +29,8 @@ py::tuple devices() {
     cudaRuntimeGetVersion(&runtime);
     const auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
     if (code == cudaErrorInsufficientDriver && driver)
-        return py::make_tuple(0, "the driver is for CUDA " + version(driver) + ", this build needs " + version(runtime));
+        return py::make_tuple(0,
+                              "the driver is for CUDA " + version(driver) + ", this build needs " + version(runtime));
     if (code == cudaSuccess || code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver)
         return py::make_tuple(0, "there is no GPU, or no driver for it");
     return py::make_tuple(0, std::string(cudaGetErrorString(code)));
@@ -42,29 +43,31 @@ T* pointer(std::uintptr_t address) {
 
 // The arguments that forward and backward share.
 struct Call {
-    Call(std::uintptr_t values, int element, int poses, int height, int width, bool channels_last, bool soft, float beta,
-         int window)
+    Call(std::uintptr_t values, int element, int poses, int height, int width, bool channels_last, bool soft,
+         float beta, int window)
         : maps{pointer<const void>(values), Element(element), poses, height, width, channels_last},
           options{soft ? Peak::kSoft : Peak::kArgmax, beta, window} {
         if (element < 0 || element > int(Element::kBFloat16)) throw py::value_error("element: expected 0, 1 or 2");
         if (poses < 0 || height < 1 || width < 1 || height > kMaxSide || width > kMaxSide)
-            throw py::value_error("heatmaps: expected up to " + std::to_string(kMaxSide) + " x " + std::to_string(kMaxSide));
+            throw py::value_error("heatmaps: expected up to " + std::to_string(kMaxSide) + " x " +
+                                  std::to_string(kMaxSide));
     }
     Heatmaps maps;
     SoftArgmaxOptions options;
 };
 
-void forward(std::uintptr_t values, int element, int poses, int height, int width, bool channels_last, bool soft, float beta,
-             int window, std::uintptr_t uv, std::uintptr_t confidence, std::uintptr_t status, std::uintptr_t stream) {
+void forward(std::uintptr_t values, int element, int poses, int height, int width, bool channels_last, bool soft,
+             float beta, int window, std::uintptr_t uv, std::uintptr_t confidence, std::uintptr_t status,
+             std::uintptr_t stream) {
     const Call call(values, element, poses, height, width, channels_last, soft, beta, window);
     const Keypoints out{pointer<float>(uv), pointer<float>(confidence), pointer<std::uint8_t>(status)};
     const py::gil_scoped_release release;
     check(soft_argmax(call.maps, call.options, out, pointer<CUstream_st>(stream)), "soft_argmax");
 }
 
-void backward(std::uintptr_t values, int element, int poses, int height, int width, bool channels_last, bool soft, float beta,
-              int window, std::uintptr_t status, std::uintptr_t to_uv, std::uintptr_t to_confidence, std::uintptr_t gradient,
-              std::uintptr_t stream) {
+void backward(std::uintptr_t values, int element, int poses, int height, int width, bool channels_last, bool soft,
+              float beta, int window, std::uintptr_t status, std::uintptr_t to_uv, std::uintptr_t to_confidence,
+              std::uintptr_t gradient, std::uintptr_t stream) {
     const Call call(values, element, poses, height, width, channels_last, soft, beta, window);
     const Keypoints found{nullptr, nullptr, pointer<std::uint8_t>(status)};
     const KeypointGradients gradients{pointer<const float>(to_uv), pointer<const float>(to_confidence)};
@@ -81,11 +84,11 @@ PYBIND11_MODULE(_cuda, m) {
     using namespace jointbert::cuda;
     m.doc() = "Kernels for NVIDIA GPUs, behind device pointers.";
     m.def("devices", &devices);
-    m.def("soft_argmax", &forward, py::arg("values"), py::arg("element"), py::arg("poses"), py::arg("height"), py::arg("width"),
-          py::arg("channels_last"), py::arg("soft"), py::arg("beta"), py::arg("window"), py::arg("uv"), py::arg("confidence"),
-          py::arg("status"), py::arg("stream"));
+    m.def("soft_argmax", &forward, py::arg("values"), py::arg("element"), py::arg("poses"), py::arg("height"),
+          py::arg("width"), py::arg("channels_last"), py::arg("soft"), py::arg("beta"), py::arg("window"),
+          py::arg("uv"), py::arg("confidence"), py::arg("status"), py::arg("stream"));
     m.def("soft_argmax_backward", &backward, py::arg("values"), py::arg("element"), py::arg("poses"), py::arg("height"),
-          py::arg("width"), py::arg("channels_last"), py::arg("soft"), py::arg("beta"), py::arg("window"), py::arg("status"),
-          py::arg("to_uv"), py::arg("to_confidence"), py::arg("gradient"), py::arg("stream"));
+          py::arg("width"), py::arg("channels_last"), py::arg("soft"), py::arg("beta"), py::arg("window"),
+          py::arg("status"), py::arg("to_uv"), py::arg("to_confidence"), py::arg("gradient"), py::arg("stream"));
     m.attr("ARCHITECTURES") = JOINTBERT_CUDA_ARCHS;
 }

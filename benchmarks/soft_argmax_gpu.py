@@ -1,0 +1,78 @@
+"""How long does the soft-argmax with confidence take on a GPU?
+
+    python benchmarks/soft_argmax_gpu.py
+
+14 heatmaps of 64 x 64 a pose: our kernel (one launch) against the same in torch, eager and compiled, and against the time in
+which the maps' bytes could be read at the bandwidth that a copy reaches. All in one run, the buffers rotating through four
+times the L2 cache.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main(
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,16,64,256,1024",
+    compiled: Annotated[bool, typer.Option(help="torch.compile, too.")] = True,
+) -> None:
+    """Print the table and add it to benchmarks/results/<device>.json."""
+    import torch
+
+    from benchmarks import gpu
+    from jointbert.backends.cuda import load_module
+    from jointbert.models import operators
+    from jointbert.models.heatmap import soft_argmax
+
+    if not torch.cuda.is_available():
+        typer.echo("Error: torch finds no GPU", err=True)
+        raise typer.Exit(2)
+    try:
+        load_module()
+    except ImportError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    bandwidth = gpu.copy_bandwidth()
+    print(f"{gpu.device()['device']}, a copy reads and writes {bandwidth / 1e9:.0f} GB/s")
+    print(f"{'batch':>6s} {'dtype':9s} {'layout':14s}{'runtime':16s}{'p50 us':>10s}{'p99 us':>10s}{'of bandwidth':>14s}")
+    rows = []
+    for batch in (int(b) for b in batches.split(",")):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for layout in (torch.contiguous_format, torch.channels_last):
+                shape = (batch, 14, 64, 64)
+                maps = gpu.rotating(lambda s=shape, d=dtype, m=layout: torch.rand(s, device="cuda").to(d).to(memory_format=m))  # type: ignore[misc]
+                runtimes = {"ours": operators.soft_argmax}
+                if layout == torch.contiguous_format:
+                    runtimes["torch"] = soft_argmax
+                    if compiled:
+                        runtimes["torch.compile"] = torch.compile(soft_argmax, dynamic=False)
+                for name, call in runtimes.items():
+                    with torch.no_grad():
+                        p50, p99 = gpu.percentiles(lambda k, f=call, m=maps: f(m[k % len(m)]))  # type: ignore[misc]
+                    size = maps[0].numel() * maps[0].element_size()
+                    row = {
+                        "batch": batch,
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "layout": str(layout).removeprefix("torch."),
+                    }
+                    rows.append(
+                        {**row, "runtime": name, "p50_us": p50, "p99_us": p99, "of_bandwidth": size / p50 * 1e6 / bandwidth}
+                    )
+                    print(
+                        f"{batch:6d} {row['dtype']:9s} {row['layout'][:13]:14s}{name:16s}{p50:10.1f}{p99:10.1f}"
+                        f"{100 * rows[-1]['of_bandwidth']:12.0f} %",
+                        flush=True,
+                    )
+    path = gpu.write("soft_argmax", rows, {"copy_bytes_per_s": bandwidth})
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
