@@ -58,13 +58,13 @@ def soft_argmax(heatmaps: Tensor, mode: Mode = "soft", beta: float = 100.0, wind
     else:
         # Of a map that is not valid nothing must flow back, not even NaN.
         weights = (beta * (maps - peak.detach().unsqueeze(-1))).masked_fill(invalid.unsqueeze(-1), 0).exp()
-        v, u = torch.meshgrid(*(torch.arange(n, device=maps.device) for n in (h, w)), indexing="ij")
-        places = torch.stack([u.flatten(), v.flatten()], -1)  # [H * W, 2]
+        index = torch.arange(h * w, device=maps.device)
+        du, dv = index % w - top[..., :1], index // w - top[..., 1:]  # from the peak: small where it counts
         if window is not None:
-            near = ((places - top.unsqueeze(-2)).abs() <= window).all(-1)
-            weights = weights * near
-        total = weights.sum(-1, keepdim=True)
-        uv = weights @ places.to(maps.dtype) / total
+            weights = weights * ((du.abs() <= window) & (dv.abs() <= window))
+        # Plain sums: a matrix product would be taken in less than float32 under autocast.
+        total = weights.sum(-1)
+        uv = top + torch.stack([(weights * d).sum(-1) / total for d in (du, dv)], -1)
     uv = uv.masked_fill(invalid.unsqueeze(-1), torch.nan)
     return Keypoints(uv, confidence, status)
 

@@ -126,6 +126,14 @@ def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(uv, expected.uv.float(), atol=1e-4, rtol=0)
 
 
+def test_autocast_changes_nothing() -> None:
+    """Sums stay in float32 where products would be taken in less."""
+    maps = gaussian(100.3, 20.7, 2, (128, 128)).float()
+    plain = soft_argmax(maps, beta=3.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(soft_argmax(maps, beta=3.0).uv, plain.uv)
+
+
 def test_pixels_of_the_image() -> None:
     corners = torch.tensor([[0.0, 0.0], [63.0, 31.0], [-0.5, 31.5]])
     half = to_image_pixels(corners, (32, 64), (128, 256))

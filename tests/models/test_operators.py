@@ -37,10 +37,57 @@ def test_its_gradient_is_the_reference_s(mode: str, window: int | None) -> None:
     torch.testing.assert_close(gradient(operators.soft_argmax), gradient(soft_argmax))
 
 
-@pytest.mark.parametrize("window", [-1, 2])
-def test_opcheck(window: int) -> None:
-    good = torch.rand(1, 14, 5, 6, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(torch.ops.jointbert.soft_argmax, (good, "soft", 3.0, window))
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(-1, -2),
+    "sliced": lambda x: x.to(memory_format=torch.channels_last)[:, :, ::2],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("mode", "window"), [("soft", -1), ("soft", 2), ("argmax", -1)])
+def test_opcheck(mode: str, window: int, layout: str) -> None:
+    good = LAYOUTS[layout](torch.rand(2, 14, 6, 5, dtype=torch.float64)).detach().requires_grad_()
+    torch.library.opcheck(torch.ops.jointbert.soft_argmax, (good, mode, 3.0, window))
+    given = (torch.zeros(2, 14, dtype=torch.uint8), torch.rand(2, 14, 2).double(), torch.rand(2, 14).double())
+    maps = good.detach()
+    torch.library.opcheck(torch.ops.jointbert.soft_argmax_backward, (maps, *given, mode, 3.0, window))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gradients_of_any_layout_and_precision(layout: str, dtype: torch.dtype) -> None:
+    values = LAYOUTS[layout](torch.rand(2, 14, 8, 6, generator=torch.Generator().manual_seed(3)).to(dtype))
+
+    def gradient(leaf: torch.Tensor, f: object) -> torch.Tensor:
+        leaf = leaf.detach().requires_grad_()
+        uv, confidence, _ = f(leaf, "soft", 4.0, None)  # type: ignore[operator]
+        return torch.autograd.grad(uv.sum() + confidence.sum(), leaf)[0]
+
+    exact = gradient(values.double(), soft_argmax)
+    own = (gradient(values.float(), soft_argmax).to(dtype).double() - exact).abs().max()
+    found = gradient(values, operators.soft_argmax)
+    assert found.dtype == dtype
+    assert (found.double() - exact).abs().max() <= 2 * own + 1e-6
+
+
+def test_argmax_places_have_no_gradient() -> None:
+    uv, confidence, _ = operators.soft_argmax(torch.rand(1, 14, 4, 4, requires_grad=True), "argmax")
+    assert not uv.requires_grad
+    assert confidence.requires_grad
+
+
+def test_training_compiles_channels_last() -> None:
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        uv, confidence, _ = operators.soft_argmax(x, "soft", 3.0)
+        return uv.square().sum() + confidence.sum()
+
+    torch.manual_seed(0)
+    maps = torch.rand(2, 14, 5, 6).to(memory_format=torch.channels_last).requires_grad_()
+    (expected,) = torch.autograd.grad(loss(maps), maps)
+    (found,) = torch.autograd.grad(torch.compile(loss, backend="aot_eager", fullgraph=True)(maps), maps)
+    torch.testing.assert_close(found, expected)
 
 
 def test_it_compiles_whole() -> None:
@@ -53,3 +100,5 @@ def test_it_compiles_whole() -> None:
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="beta: got -1"):
         operators.soft_argmax(maps(), "soft", -1.0)
+    far = operators.soft_argmax(maps(), "soft", 1.0, 10**12)
+    torch.testing.assert_close(far.uv, soft_argmax(maps(), "soft", 1.0).uv, equal_nan=True)
