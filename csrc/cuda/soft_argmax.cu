@@ -72,9 +72,8 @@ struct Sums {
 
 __device__ inline std::uint64_t highest(std::uint64_t a, std::uint64_t b) { return a > b ? a : b; }
 
-// Of the lanes of a warp that differ in the bits of `lanes`.
-__device__ inline std::uint64_t warp_highest(std::uint64_t key, int from = 16) {
-    for (int step = from; step > 0; step /= 2) key = highest(key, __shfl_xor_sync(kFull, key, step));
+__device__ inline std::uint64_t warp_highest(std::uint64_t key) {
+    for (int step = 16; step > 0; step /= 2) key = highest(key, __shfl_xor_sync(kFull, key, step));
     return key;
 }
 __device__ inline Sums warp_sum(Sums sums) {

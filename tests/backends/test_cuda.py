@@ -25,12 +25,12 @@ def test_an_installation_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch
     load_module.cache_clear()
 
 
-def configure(folder: Path, *options: str) -> str:
-    import pybind11
+def configure(folder: Path, *options: str, environment: dict[str, str] | None = None) -> str:
+    pybind11 = pytest.importorskip("pybind11")
 
     command = ["cmake", "-S", str(ROOT), "-B", str(folder), f"-DPython_EXECUTABLE={sys.executable}"]
     command += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -40,19 +40,46 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 
+def gpu_of(folder: Path, capability: str) -> dict[str, str]:
+    """An environment where nvidia-smi knows a GPU of this compute capability, or none."""
+    folder.mkdir()
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{f'echo {capability}' if capability else 'exit 9'}\n")
+    tool.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
 @needs_nvcc
-def test_without_a_gpu_the_build_is_for_the_cpu_and_says_how_to_ask(tmp_path: Path) -> None:
-    pytest.importorskip("pybind11")
-    if shutil.which("nvidia-smi"):
-        pytest.skip("there may be a GPU")
-    assert "JOINTBERT_CUDA_ARCHS=all builds the GPU's module" in configure(tmp_path)
-    assert "GPU" not in configure(tmp_path / "none", "-DJOINTBERT_CUDA_ARCHS=none")
+@pytest.mark.parametrize(
+    ("capability", "said"),
+    [
+        ("", "no GPU: building for the CPU alone; -C cmake.define.JOINTBERT_CUDA_ARCHS=all builds the GPU's module"),
+        ("5.2", "no kernels for the GPU of compute capability 5.2"),
+        ("99.0", "no kernels for the GPU of compute capability 99.0"),
+        ("9.0", None),
+    ],
+)
+def test_what_is_built_for_the_gpu_that_is_found(tmp_path: Path, capability: str, said: str | None) -> None:
+    output = configure(tmp_path / "build", environment=gpu_of(tmp_path / "bin", capability))
+    targets = subprocess.run(
+        ["cmake", "--build", str(tmp_path / "build"), "--target", "help"], capture_output=True, text=True, check=True
+    )
+    assert ("_cuda" in targets.stdout) == (said is None)
+    assert said is None or said in output
+
+
+def test_asking_for_kernels_without_nvcc_is_an_error(tmp_path: Path) -> None:
+    if not shutil.which("cmake"):
+        pytest.skip("needs cmake")
+    without = {**os.environ, "CUDACXX": str(tmp_path / "nvcc")}
+    with pytest.raises(AssertionError, match="is all, but there is no nvcc"):
+        configure(tmp_path / "build", "-DJOINTBERT_CUDA_ARCHS=all", environment=without)
+    assert "jointbert" not in configure(tmp_path / "quiet", environment=without)
 
 
 @needs_nvcc
 def test_the_module_of_every_architecture_imports_without_a_driver(tmp_path: Path) -> None:
-    pytest.importorskip("pybind11")
-    configure(tmp_path, "-DJOINTBERT_CUDA_ARCHS=all")
+    configure(tmp_path, "-DJOINTBERT_CUDA_ARCHS=all", "-DJOINTBERT_WERROR=ON")
     build = ["cmake", "--build", str(tmp_path), "--target", "_cuda", "--parallel", "2"]
     done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

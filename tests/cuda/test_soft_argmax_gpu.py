@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-if not torch.cuda.is_available():
-    pytest.skip("needs a GPU", allow_module_level=True)
-pytest.importorskip("jointbert._cuda", reason="built without GPU kernels")
+if not os.environ.get("JOINTBERT_NEEDS_GPU"):  # where it is set, what is missing fails
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU", allow_module_level=True)
+    pytest.importorskip("jointbert._cuda", reason="built without GPU kernels")
 
 from jointbert.models import operators  # noqa: E402
 from jointbert.models.heatmap import soft_argmax  # noqa: E402
@@ -70,14 +72,50 @@ def test_gradient_equals_autograd(dtype: torch.dtype, last: bool) -> None:
     assert (found - exact).abs().max() <= 2 * own + 1e-5
 
 
-def test_it_runs_on_the_current_stream_and_compiles_whole() -> None:
-    maps = heatmaps(2, 64, 64).cuda()
-    expected = operators.soft_argmax(maps).uv
+@pytest.mark.parametrize("mode", ["soft", "argmax"])
+def test_gradients_of_any_layout(mode: str) -> None:
+    whole = heatmaps(3, 40, 36).cuda()
+    for maps in (whole, whole.transpose(-1, -2), whole.to(memory_format=torch.channels_last)[:, :, ::2], whole[1:], whole[:0]):
+
+        def gradient(f: object, given: torch.Tensor = maps) -> torch.Tensor:
+            leaf = given.detach().requires_grad_()
+            uv, confidence, status = f(leaf, mode, 5.0)  # type: ignore[operator]
+            loss = confidence.square().sum()
+            if uv.requires_grad:
+                loss = loss + torch.where((status == 0).unsqueeze(-1), uv, 0).sum()
+            return torch.autograd.grad(loss, leaf)[0]
+
+        torch.testing.assert_close(gradient(operators.soft_argmax), gradient(soft_argmax), atol=1e-4, rtol=1e-4)
+
+
+def test_what_has_no_kernel_is_the_reference() -> None:
+    for maps in (heatmaps(2, 16, 16).cuda().double(), heatmaps(2, 16, 16).cuda()[:, :13]):
+        for a, b in zip(operators.soft_argmax(maps), soft_argmax(maps), strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
+
+
+def test_it_runs_on_the_current_stream() -> None:
+    """The maps come into being on that stream, late: a launch on another one would read what was there before."""
+    final = heatmaps(2, 64, 64).cuda()
+    expected = operators.soft_argmax(final).uv
+    maps = torch.zeros_like(final)
+    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        other = operators.soft_argmax(maps).uv
-    torch.cuda.current_stream().wait_stream(stream)
-    compiled = torch.compile(operators.soft_argmax, fullgraph=True)(maps).uv
-    for found in (other, compiled):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+        torch.cuda._sleep(200_000_000)
+        maps.copy_(final)
+        found = operators.soft_argmax(maps).uv
+    stream.synchronize()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_it_compiles_whole() -> None:
+    maps = heatmaps(2, 64, 64).cuda().to(memory_format=torch.channels_last).requires_grad_()
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        uv, confidence, status = operators.soft_argmax(x)
+        return torch.where((status == 0).unsqueeze(-1), uv, 0).sum() + confidence.sum()
+
+    (expected,) = torch.autograd.grad(loss(maps), maps)
+    (found,) = torch.autograd.grad(torch.compile(loss, fullgraph=True)(maps), maps)
+    torch.testing.assert_close(found, expected)
