@@ -157,10 +157,8 @@ def report(result: Result, units: str, mirror: np.ndarray | None, sigma_tells: b
     if sigma_tells and good.any():
         sigma_mm = UNITS_MM[units] * np.partition(result.sigma[good], _STRANGE_RANK, axis=1)[:, _STRANGE_RANK]
         if (sigma_mm > _STRANGE * result.size_mm[good]).mean() > 0.5:
-            hints.append(
-                f"most frames don't look like a hand (even a good joint is expected to be {np.median(sigma_mm):.0f} mm off): "
-                "check order=, and that the points are a hand's"
-            )
+            # No number: a loop over single frames would say each one anew.
+            hints.append("most frames don't look like a hand (sigma is large): check order=, and that the points are a hand's")
     if hints:
         warnings.warn("joints: " + "; ".join(hints), JointbertWarning, stacklevel=stacklevel)
 

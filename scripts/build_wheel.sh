@@ -8,8 +8,8 @@ python=${1:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p wheelhouse
-# What the wheel holds must not depend on the GPU of the machine that builds it.
-"$python" -m build --outdir "$work/dist" -C "cmake.define.JOINTBERT_CUDA_ARCHS=${JOINTBERT_CUDA_ARCHS:-none}" . # the wheel is built from the sdist: nothing that it needs is missing there
+# The wheel is built from the sdist: nothing that it needs is missing there. What it holds must not depend on this machine's GPU.
+"$python" -m build --outdir "$work/dist" -C "cmake.define.JOINTBERT_CUDA_ARCHS=${JOINTBERT_CUDA_ARCHS:-none}" .
 cp "$work"/dist/*.tar.gz wheelhouse/
 # auditwheel writes the oldest glibc that the module runs with into the wheel's name.
 "$python" -m auditwheel repair --wheel-dir wheelhouse "$work"/dist/*.whl

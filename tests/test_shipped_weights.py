@@ -143,7 +143,7 @@ def test_points_that_are_no_hand_are_suspected(refiner: jointbert.Refiner, units
     scale = {"mm": 1.0, "m": 1e-3}[units]
     poses = jointbert.load_demo().predictions
     points = np.random.default_rng(0).normal(0, 40, poses.shape)
-    suspicion = pytest.warns(jointbert.JointbertWarning, match="don't look like a hand.* mm off.*: check order=")
+    suspicion = pytest.warns(jointbert.JointbertWarning, match="don't look like a hand.*: check order=")
     for strange in (points, points[0], poses[:, ::-1]):  # the last: joints in another order than stated
         with suspicion:
             refiner(strange * scale, units=units)
