@@ -83,13 +83,32 @@ __device__ inline Sums warp_sum(Sums sums) {
     return sums;
 }
 
-// Weight of a value under the softmax.
-__device__ inline float weight_of(float value, float peak, float beta_log2e) {
-    return exp2f(beta_log2e * (value - peak));
-}
+// The softmax around a map's peak.
+struct Around {
+    Rows rows;
+    int u, v, reach;
+    float peak, scale;
+    __device__ Around(std::uint64_t best, int width, const SoftArgmaxOptions& options)
+        : rows(width),
+          v(int(rows.row(index_of(best)))),
+          reach(options.window < 0 ? kMaxSide : options.window),
+          peak(value_of(best)),
+          scale(options.beta * kLog2E) {
+        u = int(index_of(best)) - v * width;
+    }
+    // Where a pixel stands from the peak; whether it counts.
+    __device__ bool place(unsigned index, int& du, int& dv) const {
+        const int row = int(rows.row(index));
+        dv = row - v;
+        du = int(index) - row * int(rows.width) - u;
+        return abs(du) <= reach && abs(dv) <= reach;
+    }
+    __device__ float weight(float value) const { return exp2f(scale * (value - peak)); }
+};
 
-__device__ inline void write(const Keypoints& out, int map, std::uint64_t best, const Sums& sums, const Rows& rows,
+__device__ inline void write(const Keypoints& out, int map, std::uint64_t best, const Sums& sums, int width,
                              Peak mode) {
+    const Rows rows(width);
     const float peak = value_of(best), nan = __uint_as_float(0x7fc00000u);
     const bool valid = finite(peak);
     const unsigned v = rows.row(index_of(best)), u = index_of(best) - v * rows.width;
@@ -153,20 +172,16 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < kWarps; ++i) best = highest(best, keys[i]);
 
-    const Rows rows(width);
     Sums sums{};
     if (options.mode == Peak::kSoft) {
-        const float peak = value_of(best), scale = options.beta * kLog2E;
-        const int pv = int(rows.row(index_of(best))), pu = int(index_of(best)) - pv * width;
-        const int window = options.window < 0 ? kMaxSide : options.window;
+        const Around around(best, width, options);
 #pragma unroll
         for (int k = 0; k < kPacks; ++k)
 #pragma unroll
             for (int e = 0; e < kCount; ++e) {
-                const unsigned i = index(k, e);
-                const int dv = int(rows.row(i)) - pv, du = int(i) - (dv + pv) * width - pu;
-                const bool counts = i < unsigned(size) && abs(du) <= window && abs(dv) <= window;
-                sums.add(counts ? weight_of(mine[k][e], peak, scale) : 0, float(du), float(dv));
+                int du, dv;
+                const bool counts = around.place(index(k, e), du, dv) && index(k, e) < unsigned(size);
+                sums.add(counts ? around.weight(mine[k][e]) : 0, float(du), float(dv));
             }
         sums = warp_sum(sums);
         if (lane == 0) partial[warp] = sums;
@@ -175,7 +190,7 @@ __global__ void __launch_bounds__(kThreads)
         if (thread == 0)
             for (int i = 0; i < kWarps; ++i) sums.add(partial[i]);
     }
-    if (thread == 0) write(out, map, best, sums, rows, options.mode);
+    if (thread == 0) write(out, map, best, sums, width, options.mode);
 }
 
 constexpr int kPixelLanes = 32;
@@ -201,18 +216,15 @@ __global__ void __launch_bounds__(kPoseThreads)
 #pragma unroll 8
     for (int i = 0; i < kPixelLanes; ++i) best = highest(best, keys[i][map]);
 
-    const Rows rows(width);
     Sums sums{};
     if (options.mode == Peak::kSoft) {
-        const float peak = value_of(best), scale = options.beta * kLog2E;
-        const int pv = int(rows.row(index_of(best))), pu = int(index_of(best)) - pv * width;
-        const int window = options.window < 0 ? kMaxSide : options.window;
+        const Around around(best, width, options);
         for (unsigned from = first; from < unsigned(size); from += kPixelLanes * kRun) {
             Sums run{};  // sums of sums: hundreds of additions in a row would cost digits
             for (unsigned i = from; i < min(from + kPixelLanes * kRun, unsigned(size)); i += kPixelLanes) {
-                const int dv = int(rows.row(i)) - pv, du = int(i) - (dv + pv) * width - pu;
-                if (abs(du) <= window && abs(dv) <= window)
-                    run.add(weight_of(Stored<T>::load(values[i * kMapsOfPose]), peak, scale), float(du), float(dv));
+                int du, dv;
+                if (around.place(i, du, dv))
+                    run.add(around.weight(Stored<T>::load(values[i * kMapsOfPose])), float(du), float(dv));
             }
             sums.add(run);
         }
@@ -221,7 +233,7 @@ __global__ void __launch_bounds__(kPoseThreads)
         if (first == 0)
             for (int i = 1; i < kPixelLanes; ++i) sums.add(partial[i][map]);
     }
-    if (first == 0) write(out, pose * kMapsOfPose + int(map), best, sums, rows, options.mode);
+    if (first == 0) write(out, pose * kMapsOfPose + int(map), best, sums, width, options.mode);
 }
 
 constexpr int kThreads = 256;
@@ -256,16 +268,11 @@ __global__ void __launch_bounds__(kThreads, 4)
     __syncthreads();
     for (int i = 0; i < kWarps; ++i) best = highest(best, keys[i]);
 
-    const Rows rows(width);
-    const float peak = value_of(best), scale = options.beta * kLog2E;
-    const int pv = int(rows.row(index_of(best))), pu = int(index_of(best)) - pv * width;
-    const int window = options.window < 0 ? kMaxSide : options.window;
+    const Around around(best, width, options);
     const bool soft = options.mode == Peak::kSoft;
     const auto weight = [&](int i, int& du, int& dv) {
-        dv = int(rows.row(unsigned(i))) - pv;
-        du = i - (dv + pv) * width - pu;
-        const bool counts = soft && abs(du) <= window && abs(dv) <= window;
-        return counts ? weight_of(Stored<T>::load(values[i * stride]), peak, scale) : 0.0f;
+        const bool counts = around.place(unsigned(i), du, dv) && soft;
+        return counts ? around.weight(Stored<T>::load(values[i * stride])) : 0.0f;
     };
     Sums sums{};
     for (int i = int(thread); i < size; i += kThreads) {
@@ -281,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     const float mean_u = sums.u / sums.weight, mean_v = sums.v / sums.weight;
     const float factor = soft ? options.beta / sums.weight : 0;
     const float to_u = gradients.uv[2 * map], to_v = gradients.uv[2 * map + 1];
-    const float at_peak = peak >= 0 && peak <= 1 ? gradients.confidence[map] : 0;
+    const float at_peak = around.peak >= 0 && around.peak <= 1 ? gradients.confidence[map] : 0;
     for (int i = int(thread); i < size; i += kThreads) {
         int du, dv;
         const float w = weight(i, du, dv);
