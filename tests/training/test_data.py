@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,17 +125,17 @@ def test_recombined_fingers_are_recorded_fingers(small_folder: Path) -> None:
     assert (whole > 1).all()  # but no pose as a whole is
 
 
+AS_RECORDED: dict[str, Any] = {"scale": (1.0, 1.0), "variation": 0.0, "root_shift_mm": 0.0, "any_view": 0.0, "turn": False}
+"""Hands of the recorded size, proportions and view."""
+
+
 def test_poses_with_masked_joints_keep_their_fingers_together(small_folder: Path) -> None:
     config = DataConfig(
         nyu=str(small_folder),
         sources={"recombined": 1.0},
         masked_recombine=0.0,
         masked_articulate=0.0,
-        scale=(1.0, 1.0),
-        variation=0.0,
-        root_shift_mm=0.0,
-        any_view=0.0,
-        turn=False,
+        **AS_RECORDED,
     )
     stream = PoseStream(config, 64, 1, seed=0)
     masked = torch.arange(64) < 32
@@ -204,11 +205,7 @@ def test_own_errors_make_recorded_predictions(small_folder: Path) -> None:
         recombine=0.0,
         articulate=0.0,
         blend=0.0,
-        scale=(1.0, 1.0),
-        variation=0.0,
-        root_shift_mm=0.0,
-        any_view=0.0,
-        turn=False,
+        **AS_RECORDED,
         corruption=still,
     )
     true, predicted, _ = PoseStream(config, 16, 1, seed=0).draw(torch.zeros(16, dtype=torch.bool), generator(5))
