@@ -9,9 +9,11 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from jointbert.backends import cuda
 from jointbert.backends.cuda import load_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +25,17 @@ def test_an_installation_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ImportError, match=r"no GPU kernels.*JOINTBERT_CUDA_ARCHS=all"):
         load_module()
     load_module.cache_clear()
+
+
+def test_what_cuda_says_comes_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(number: int) -> None:
+        raise RuntimeError(f"soft_argmax: failed ({number})")
+
+    for missing, expected in (("there is no GPU", "there is no GPU"), ("", "the kernels are built for 90a-real")):
+        module = SimpleNamespace(devices=lambda why=missing: (0, why), ARCHITECTURES="90a-real")
+        monkeypatch.setattr(cuda, "load_module", lambda m=module: m)
+        with pytest.raises(RuntimeError, match=rf"soft_argmax: failed \(7\); {expected}"):
+            cuda.call(launch, 7)
 
 
 def configure(folder: Path, *options: str, environment: dict[str, str] | None = None) -> str:

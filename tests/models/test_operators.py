@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from jointbert.checks import JointbertWarning  # noqa: E402
 from jointbert.models import operators  # noqa: E402
 from jointbert.models.heatmap import soft_argmax  # noqa: E402
 
@@ -102,3 +103,15 @@ def test_bad_arguments_are_named() -> None:
         operators.soft_argmax(maps(), "soft", -1.0)
     far = operators.soft_argmax(maps(), "soft", 1.0, 10**12)
     torch.testing.assert_close(far.uv, soft_argmax(maps(), "soft", 1.0).uv, equal_nan=True)
+
+
+def test_without_kernels_there_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise ImportError("no GPU kernels")
+
+    monkeypatch.setattr(operators, "load_module", missing)
+    operators._kernels.cache_clear()
+    with pytest.warns(JointbertWarning, match="no GPU kernels; torch's own operators"):
+        assert operators._kernels() is None
+    assert operators._kernels() is None  # warnings are errors in this suite
+    operators._kernels.cache_clear()
