@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <random>
@@ -29,139 +30,21 @@
 #endif
 
 #undef __shared__
-#define __shared__ static  // one block at a time
+#define __shared__ static  // for kernels whose blocks live one at a time
 #undef __launch_bounds__
 #define __launch_bounds__(...)
+#undef __global__
+#define __global__
+#undef __device__
+#define __device__
+#undef __grid_constant__
+#define __grid_constant__
 #undef __restrict__
 #define __restrict__ __restrict
 
 namespace jointbert::fibers {
 
 enum class Schedule { kForward, kReverse, kRandom };
-
-// One block: its fibers and what they wait for.
-class Block {
-  public:
-    static constexpr std::size_t kStack = 256 << 10;
-    static constexpr unsigned kWarp = 32;
-
-    Block(unsigned threads, Schedule schedule, std::uint32_t seed)
-        : fibers_(threads), schedule_(schedule), random_(seed), warps_((threads + kWarp - 1) / kWarp) {}
-
-    void run(const std::function<void()>& body) {
-        body_ = &body;
-        current_block() = this;
-        for (unsigned t = 0; t < fibers_.size(); ++t) {
-            Fiber& fiber = fibers_[t];
-            fiber.stack.reset(new char[kStack]);
-            getcontext(&fiber.context);
-            fiber.context.uc_stack.ss_sp = fiber.stack.get();
-            fiber.context.uc_stack.ss_size = kStack;
-            fiber.context.uc_link = nullptr;
-            makecontext(&fiber.context, &Block::entry, 0);
-        }
-        std::vector<unsigned> order(fibers_.size());
-        for (unsigned t = 0; t < order.size(); ++t)
-            order[t] = schedule_ == Schedule::kReverse ? unsigned(order.size()) - 1 - t : t;
-        while (true) {
-            if (schedule_ == Schedule::kRandom) std::shuffle(order.begin(), order.end(), random_);
-            bool moved = false;
-            for (const unsigned t : order)
-                if (fibers_[t].state == State::kReady) {
-                    resume(t);
-                    moved = true;
-                }
-            if (moved) continue;
-            if (done_ == fibers_.size()) break;
-            throw std::runtime_error("fibers: a barrier that some threads of the block or warp never reach");
-        }
-        current_block() = nullptr;
-    }
-
-    static Block& current() { return *current_block(); }
-    unsigned thread() const { return thread_; }
-    unsigned threads() const { return unsigned(fibers_.size()); }
-
-    void block_barrier() {
-        fibers_[thread_].state = State::kBlock;
-        if (++at_barrier_ == fibers_.size()) {
-            at_barrier_ = 0;
-            for (Fiber& fiber : fibers_) fiber.state = State::kReady;
-        }
-        yield();
-    }
-
-    // All lanes of the warp meet.
-    void warp_barrier() {
-        const unsigned first = thread_ / kWarp * kWarp, end = std::min<unsigned>(first + kWarp, threads());
-        Warp& warp = warps_[thread_ / kWarp];
-        fibers_[thread_].state = State::kWarp;
-        if (++warp.waiting == end - first) {
-            warp.waiting = 0;
-            for (unsigned t = first; t < end; ++t) fibers_[t].state = State::kReady;
-        }
-        yield();
-    }
-
-    // What every lane of the warp gave, in a buffer that stays until the exchange after the next.
-    template <class T>
-    const std::uint64_t* exchange(const T& value) {
-        static_assert(sizeof(T) <= 8);
-        Fiber& fiber = fibers_[thread_];
-        std::uint64_t* slots = warps_[thread_ / kWarp].slots[fiber.exchanges++ & 1];
-        std::memcpy(&slots[thread_ % kWarp], &value, sizeof(T));
-        warp_barrier();
-        return slots;
-    }
-
-  private:
-    enum class State { kReady, kBlock, kWarp, kDone };
-    struct Fiber {
-        ucontext_t context;
-        std::unique_ptr<char[]> stack;
-        State state = State::kReady;
-        unsigned exchanges = 0;
-    };
-    struct Warp {
-        std::uint64_t slots[2][kWarp];
-        unsigned waiting = 0;
-    };
-
-    static Block*& current_block() {
-        static Block* block = nullptr;
-        return block;
-    }
-
-    static void entry() {
-        Block& block = current();
-        block.entered();
-        (*block.body_)();
-        block.fibers_[block.thread_].state = State::kDone;
-        ++block.done_;
-        block.yield();
-    }
-
-    void resume(unsigned t);
-    void yield();
-    void entered() {
-#if defined(__SANITIZE_ADDRESS__)
-        __sanitizer_finish_switch_fiber(nullptr, &main_bottom_, &main_size_);
-#endif
-    }
-
-    const std::function<void()>* body_ = nullptr;
-    std::vector<Fiber> fibers_;
-    Schedule schedule_;
-    std::mt19937 random_;
-    std::vector<Warp> warps_;
-    ucontext_t main_;
-    unsigned thread_ = 0;
-    std::size_t at_barrier_ = 0, done_ = 0;
-#if defined(__SANITIZE_ADDRESS__)
-    const void* main_bottom_ = nullptr;
-    std::size_t main_size_ = 0;
-#endif
-};
 
 struct Settings {
     Schedule schedule = Schedule::kForward;
@@ -173,6 +56,197 @@ inline Settings& settings() {
     return value;
 }
 
+constexpr unsigned kWarp = 32;
+
+// Blocks that live at the same time: one, a cluster's, or a cooperative grid's. Their fibers and what they wait for.
+class Gang {
+  public:
+    static constexpr std::size_t kStack = 128 << 10;
+    static constexpr std::size_t kSlot = 32;  // bytes that a lane can give in an exchange
+    static constexpr std::size_t kPauses = 10'000'000;
+
+    Gang(unsigned first_block, unsigned blocks, dim3 grid, dim3 block, std::size_t shared_bytes,
+         const std::function<void()>& body)
+        : body_(body),
+          grid_(grid),
+          block_(block),
+          threads_(block.x * block.y * block.z),
+          fibers_(blocks * threads_),
+          blocks_(blocks),
+          random_(settings().seed + first_block) {
+        for (unsigned i = 0; i < blocks; ++i) {
+            blocks_[i].index = first_block + i;
+            blocks_[i].warps.resize((threads_ + kWarp - 1) / kWarp);
+            blocks_[i].shared.reset(
+                static_cast<char*>(std::aligned_alloc(128, (shared_bytes + 127) / 128 * 128 + 128)));
+            std::memset(blocks_[i].shared.get(), 0xff, shared_bytes);  // NaN: what nobody wrote is noticed
+        }
+    }
+
+    void run() {
+        current_gang() = this;
+        for (Fiber& fiber : fibers_) {
+            fiber.stack.reset(new char[kStack]);
+            getcontext(&fiber.context);
+            fiber.context.uc_stack.ss_sp = fiber.stack.get();
+            fiber.context.uc_stack.ss_size = kStack;
+            fiber.context.uc_link = nullptr;
+            makecontext(&fiber.context, &Gang::entry, 0);
+        }
+        std::vector<unsigned> order(fibers_.size());
+        for (unsigned i = 0; i < order.size(); ++i)
+            order[i] = settings().schedule == Schedule::kReverse ? unsigned(order.size()) - 1 - i : i;
+        while (done_ < fibers_.size()) {
+            if (settings().schedule == Schedule::kRandom) std::shuffle(order.begin(), order.end(), random_);
+            bool moved = false;
+            for (const unsigned i : order)
+                if (fibers_[i].state == State::kReady) {
+                    resume(i);
+                    moved = true;
+                }
+            if (!moved) throw std::runtime_error("fibers: a barrier that some threads never reach");
+            if (pauses_ > kPauses) throw std::runtime_error("fibers: a loop that waits for ever");
+        }
+        current_gang() = nullptr;
+    }
+
+    static Gang& current() { return *current_gang(); }
+    unsigned thread() const { return current_ % threads_; }
+    unsigned rank() const { return current_ / threads_; }
+    char* shared(unsigned rank) { return blocks_[rank].shared.get(); }
+
+    void block_barrier() {
+        Block& block = blocks_[rank()];
+        wait(State::kBlock);
+        if (++block.waiting == threads_) {
+            block.waiting = 0;
+            release(rank() * threads_, threads_);
+        }
+        yield();
+    }
+
+    void gang_barrier() {
+        wait(State::kGang);
+        if (++waiting_ == fibers_.size()) {
+            waiting_ = 0;
+            release(0, unsigned(fibers_.size()));
+        }
+        yield();
+    }
+
+    // All lanes of the warp meet.
+    void warp_barrier() {
+        Warp& warp = this->warp();
+        const unsigned first = thread() / kWarp * kWarp, lanes = std::min(kWarp, threads_ - first);
+        wait(State::kWarp);
+        if (++warp.waiting == lanes) {
+            warp.waiting = 0;
+            release(rank() * threads_ + first, lanes);
+        }
+        yield();
+    }
+
+    // What every lane of the warp gave, kSlot bytes apart, in a buffer that stays until the exchange after the next.
+    template <class T>
+    const char* exchange(const T& value) {
+        static_assert(sizeof(T) <= kSlot);
+        char* slots = warp().slots[fibers_[current_].exchanges++ & 1];
+        std::memcpy(slots + thread() % kWarp * kSlot, &value, sizeof(T));
+        warp_barrier();
+        return slots;
+    }
+
+    // Lets others run: for loops that wait for what another block writes.
+    void pause() {
+        ++pauses_;  // an exception could not leave the fiber: run() looks at it
+        yield();
+    }
+
+    // Copies that are under way until somebody waits for them: cp.async and its groups.
+    void copy_later(void* to, const void* from, std::size_t bytes) {
+        fibers_[current_].copies.push_back({to, from, bytes, fibers_[current_].groups});
+    }
+    void commit_copies() { ++fibers_[current_].groups; }
+    void wait_copies(unsigned all_but) {
+        Fiber& fiber = fibers_[current_];
+        auto& copies = fiber.copies;
+        while (!copies.empty() && copies.front().group + all_but < fiber.groups) {
+            std::memcpy(copies.front().to, copies.front().from, copies.front().bytes);
+            copies.pop_front();
+        }
+    }
+
+  private:
+    enum class State { kReady, kBlock, kWarp, kGang, kDone };
+    struct Copy {
+        void* to;
+        const void* from;
+        std::size_t bytes;
+        unsigned group;
+    };
+    struct Fiber {
+        ucontext_t context;
+        std::unique_ptr<char[]> stack;
+        State state = State::kReady;
+        unsigned exchanges = 0, groups = 0;
+        std::deque<Copy> copies;
+    };
+    struct Warp {
+        alignas(16) char slots[2][kWarp * kSlot];
+        unsigned waiting = 0;
+    };
+    struct Free {
+        void operator()(char* memory) const { std::free(memory); }
+    };
+    struct Block {
+        unsigned index = 0, waiting = 0;
+        std::vector<Warp> warps;
+        std::unique_ptr<char, Free> shared;
+    };
+
+    static Gang*& current_gang() {
+        static Gang* gang = nullptr;
+        return gang;
+    }
+
+    static void entry() {
+        Gang& gang = current();
+        gang.entered();
+        gang.body_();
+        gang.fibers_[gang.current_].state = State::kDone;
+        ++gang.done_;
+        gang.yield();
+    }
+
+    Warp& warp() { return blocks_[rank()].warps[thread() / kWarp]; }
+    void wait(State state) { fibers_[current_].state = state; }
+    void release(unsigned first, unsigned count) {
+        for (unsigned i = first; i < first + count; ++i) fibers_[i].state = State::kReady;
+    }
+
+    void resume(unsigned fiber);
+    void yield();
+    void entered() {
+#if defined(__SANITIZE_ADDRESS__)
+        __sanitizer_finish_switch_fiber(nullptr, &main_bottom_, &main_size_);
+#endif
+    }
+
+    const std::function<void()>& body_;
+    dim3 grid_, block_;
+    unsigned threads_;
+    std::vector<Fiber> fibers_;
+    std::vector<Block> blocks_;
+    std::mt19937 random_;
+    ucontext_t main_;
+    unsigned current_ = 0;
+    std::size_t waiting_ = 0, done_ = 0, pauses_ = 0;
+#if defined(__SANITIZE_ADDRESS__)
+    const void* main_bottom_ = nullptr;
+    std::size_t main_size_ = 0;
+#endif
+};
+
 }  // namespace jointbert::fibers
 
 inline uint3 threadIdx, blockIdx;
@@ -180,10 +254,12 @@ inline dim3 blockDim, gridDim;
 
 namespace jointbert::fibers {
 
-inline void Block::resume(unsigned t) {
-    thread_ = t;
-    threadIdx = uint3{t % blockDim.x, t / blockDim.x % blockDim.y, t / (blockDim.x * blockDim.y)};
-    Fiber& fiber = fibers_[t];
+inline void Gang::resume(unsigned i) {
+    current_ = i;
+    const unsigned t = thread(), b = blocks_[rank()].index;
+    threadIdx = uint3{t % block_.x, t / block_.x % block_.y, t / (block_.x * block_.y)};
+    blockIdx = uint3{b % grid_.x, b / grid_.x % grid_.y, b / (grid_.x * grid_.y)};
+    Fiber& fiber = fibers_[i];
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(&fake, fiber.stack.get(), kStack);
@@ -194,8 +270,8 @@ inline void Block::resume(unsigned t) {
 #endif
 }
 
-inline void Block::yield() {
-    Fiber& fiber = fibers_[thread_];
+inline void Gang::yield() {
+    Fiber& fiber = fibers_[current_];
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(fiber.state == State::kDone ? nullptr : &fake, main_bottom_, main_size_);
@@ -206,40 +282,66 @@ inline void Block::yield() {
 #endif
 }
 
-// A grid of blocks, one after the other.
-inline void run_grid(dim3 grid, dim3 block, const std::function<void()>& body) {
+// A grid, gang after gang of `together` blocks.
+inline void run_grid(dim3 grid, dim3 block, unsigned together, std::size_t shared_bytes,
+                     const std::function<void()>& body) {
     gridDim = grid;
     blockDim = block;
-    const unsigned blocks = grid.x * grid.y * grid.z;
-    for (unsigned i = 0; i < blocks; ++i) {
-        const unsigned b = settings().schedule == Schedule::kReverse ? blocks - 1 - i : i;
-        blockIdx = uint3{b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y)};
-        Block(block.x * block.y * block.z, settings().schedule, settings().seed + b).run(body);
+    const unsigned gangs = grid.x * grid.y * grid.z / together;
+    for (unsigned i = 0; i < gangs; ++i) {
+        const unsigned gang = settings().schedule == Schedule::kReverse ? gangs - 1 - i : i;
+        Gang(gang * together, together, grid, block, shared_bytes, body).run();
     }
+}
+
+// What takes a launch: a stream of a runtime that the tests play, or nobody, and it is done at once.
+inline std::function<void(cudaStream_t, std::function<void()>)>& launcher() {
+    static std::function<void(cudaStream_t, std::function<void()>)> take;
+    return take;
 }
 
 }  // namespace jointbert::fibers
 
-inline void __syncthreads() { jointbert::fibers::Block::current().block_barrier(); }
-inline void __syncwarp(unsigned = 0xffffffffu) { jointbert::fibers::Block::current().warp_barrier(); }
+inline void __syncthreads() { jointbert::fibers::Gang::current().block_barrier(); }
+inline void __syncwarp(unsigned = 0xffffffffu) { jointbert::fibers::Gang::current().warp_barrier(); }
 
 template <class T>
 T jointbert_shuffle(T value, unsigned source) {
-    const std::uint64_t* slots = jointbert::fibers::Block::current().exchange(value);
+    const char* slots = jointbert::fibers::Gang::current().exchange(value);
     T result;
-    std::memcpy(&result, &slots[source], sizeof(T));
+    std::memcpy(&result, slots + source * jointbert::fibers::Gang::kSlot, sizeof(T));
     return result;
 }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
-    return jointbert_shuffle(value, jointbert::fibers::Block::current().thread() % 32 ^ unsigned(mask));
+    return jointbert_shuffle(value, jointbert::fibers::Gang::current().thread() % 32 ^ unsigned(mask));
 }
 
 template <class T>
 T __shfl_sync(unsigned, T value, int source) {
     return jointbert_shuffle(value, unsigned(source) % 32);
 }
+
+inline void __threadfence() {}
+inline unsigned atomicAdd(unsigned* to, unsigned value) {  // one fiber at a time
+    const unsigned before = *to;
+    *to += value;
+    return before;
+}
+template <class T>
+T __ldg(const T* from) {
+    return *from;
+}
+template <class T>
+T __ldcg(const T* from) {
+    return *from;
+}
+template <class T>
+void __stcg(T* to, T value) {
+    *to = value;
+}
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((std::uint64_t(a) * b) >> 32); }
 inline unsigned __float_as_uint(float x) {

@@ -9,19 +9,86 @@
 #include "fibers.h"
 #endif
 
+#include <cstddef>
 #include <utility>
 
 namespace jointbert {
 
-// kernel<<<grid, block, 0, stream>>>(arguments...), and what became of it.
+// Which blocks may wait for each other: none; those of a cluster of 8 (compute capability 9.0 and later); all of the
+// grid, which then has to fit on the device at once.
+enum class Together { kNone, kCluster, kGrid };
+constexpr unsigned kClusterBlocks = 8;
+
+struct Shape {
+    dim3 grid, block;
+    std::size_t shared_bytes = 0;  // dynamic; more than 48 KiB is asked for
+    Together together = Together::kNone;
+};
+
+// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), and what became of it.
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), const Shape& shape, cudaStream_t stream, A&&... arguments) {
+#if defined(__CUDACC__)
+    if (shape.shared_bytes > (48u << 10)) {
+        const cudaError_t code =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes));
+        if (code != cudaSuccess) return code;
+    }
+    cudaLaunchAttribute attribute{};
+    cudaLaunchConfig_t config{};
+    config.gridDim = shape.grid;
+    config.blockDim = shape.block;
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = shape.together == Together::kNone ? 0 : 1;
+    if (shape.together == Together::kCluster) {
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim.x = kClusterBlocks;
+        attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    } else {
+        attribute.id = cudaLaunchAttributeCooperative;
+        attribute.val.cooperative = 1;
+    }
+    return cudaLaunchKernelEx(&config, kernel, P(std::forward<A>(arguments))...);
+#else
+    const auto run = [=] {
+        const unsigned all = shape.grid.x * shape.grid.y * shape.grid.z;
+        const unsigned together = shape.together == Together::kNone      ? 1
+                                  : shape.together == Together::kCluster ? kClusterBlocks
+                                                                         : all;
+        fibers::run_grid(shape.grid, shape.block, together, shape.shared_bytes, [&] { kernel(P(arguments)...); });
+    };
+    fibers::launcher() ? fibers::launcher()(stream, run) : run();
+    return cudaSuccess;
+#endif
+}
+
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, A&&... arguments) {
+    return launch(kernel, Shape{grid, block}, stream, std::forward<A>(arguments)...);
+}
+
+// Memory for one launch: there when the stream comes to it, its first bytes of every `pitch` cleared.
+inline cudaError_t take_memory(void** memory, std::size_t pitch, std::size_t count, std::size_t cleared,
+                               cudaStream_t stream) {
 #if defined(__CUDACC__)
-    kernel<<<grid, block, 0, stream>>>(P(std::forward<A>(arguments))...);
-    return cudaGetLastError();
+    const cudaError_t code = cudaMallocAsync(memory, pitch * count, stream);
+    return code == cudaSuccess ? cudaMemset2DAsync(*memory, pitch, 0, cleared, count, stream) : code;
 #else
     (void)stream;
-    fibers::run_grid(grid, block, [&] { kernel(P(arguments)...); });
+    auto* bytes = static_cast<unsigned char*>(*memory = std::aligned_alloc(256, (pitch * count + 255) / 256 * 256));
+    std::memset(bytes, 0xff, pitch * count);
+    for (std::size_t i = 0; i < count; ++i) std::memset(bytes + i * pitch, 0, cleared);
+    return cudaSuccess;
+#endif
+}
+inline cudaError_t give_memory(void* memory, cudaStream_t stream) {
+#if defined(__CUDACC__)
+    return memory ? cudaFreeAsync(memory, stream) : cudaSuccess;
+#else
+    (void)stream;
+    std::free(memory);
     return cudaSuccess;
 #endif
 }

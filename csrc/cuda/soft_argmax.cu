@@ -1,10 +1,9 @@
-#include "launch.cuh"
 #include "soft_argmax.h"
+#include "warp.cuh"
 
 namespace jointbert::cuda {
 namespace {
 
-constexpr unsigned kFull = 0xffffffffu;
 constexpr float kLog2E = 1.4426950408889634f;
 
 // The ways a value is stored.

@@ -30,30 +30,46 @@ def cuda_include() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def build_for_host(tmp_path_factory: pytest.TempPathFactory) -> HostBuild:
-    """Compiles a test's harness around a kernel file (or a changed copy of it) and loads it."""
+def compile_for_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compiles sources, kernels among them, to a library ``name``.so; skips where that can't be."""
     include = cuda_include()
     if include is None:
         pytest.skip("no CUDA toolkit: its headers (cuda_fp16.h) are needed to build kernels for the host")
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    folder = tmp_path_factory.mktemp("host")
+    flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-x", "c++"]
+    where = ["-isystem", str(include), "-I", str(CUDA)]
+
+    def compile_sources(name: str, sources: list[Path], options: list[str]) -> Path:
+        folder = tmp_path_factory.mktemp("host")
+        library = folder / f"{name}.so"
+        running = []
+        for source in sources:
+            command = [compiler, *flags, *where, *options, "-c", str(source), "-o", str(folder / f"{source.name}.o")]
+            running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        for one in running:
+            _, said = one.communicate()
+            assert one.returncode == 0, said
+        link = [compiler, "-shared", *(str(folder / f"{source.name}.o") for source in sources), "-o", str(library)]
+        subprocess.run(link, check=True)
+        return library
+
+    return compile_sources
+
+
+@pytest.fixture(scope="session")
+def build_for_host(compile_for_host: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> HostBuild:
+    """Compiles a test's harness around a kernel file (or a changed copy of it) and loads it."""
 
     def build(harness: str, kernels: str, change: Callable[[str], str] | None = None) -> ctypes.CDLL:
         source = CUDA / kernels
-        name = f"{Path(harness).stem}_{len(list(folder.iterdir()))}"
         if change is not None:
             text = source.read_text()
-            source = folder / f"{name}.cu"
+            source = tmp_path_factory.mktemp("changed") / kernels
             source.write_text(change(text))
             assert source.read_text() != text
-        library = folder / f"{name}.so"
-        flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
-        where = ["-isystem", str(include), "-I", str(CUDA), f'-DSOURCE="{source}"']
-        command = [compiler, *flags, *where, str(Path(__file__).parent / harness), "-o", str(library)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return ctypes.CDLL(str(library))
+        folder = Path(__file__).parent
+        return ctypes.CDLL(str(compile_for_host(Path(harness).stem, [folder / harness], [f'-DSOURCE="{source}"'])))
 
     return build

@@ -1,22 +1,9 @@
 // The kernels of soft_argmax.cu on the host, behind a C interface for ctypes. SOURCE is the file to test.
 #include SOURCE
 
+#include "host_run.h"
+
 using namespace jointbert;
-
-namespace {
-
-// Runs work under a schedule; 0, what CUDA said, or -1 where a barrier was never reached.
-template <class Work>
-int run(int schedule, unsigned seed, const Work& work) {
-    fibers::settings() = {fibers::Schedule(schedule), seed};
-    try {
-        return int(work());
-    } catch (const std::runtime_error&) {
-        return -1;
-    }
-}
-
-}  // namespace
 
 extern "C" int host_soft_argmax(const void* values, int element, int poses, int height, int width, int channels_last,
                                 int mode, float beta, int window, float* uv, float* confidence, std::uint8_t* status,

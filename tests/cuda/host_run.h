@@ -1,0 +1,15 @@
+// What the harnesses share: a run under a schedule. Included after the kernels.
+#pragma once
+
+#include <stdexcept>
+
+// Runs work under a schedule; 0, what CUDA said, or -1 where a barrier was never reached.
+template <class Work>
+int run(int schedule, unsigned seed, const Work& work) {
+    jointbert::fibers::settings() = {jointbert::fibers::Schedule(schedule), seed};
+    try {
+        return int(work());
+    } catch (const std::runtime_error&) {
+        return -1;
+    }
+}

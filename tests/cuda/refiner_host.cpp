@@ -1,0 +1,31 @@
+// The kernels of refiner.cu on the host, behind a C interface for ctypes. SOURCE is the file to test.
+#include SOURCE
+
+#include "host_run.h"
+
+using namespace jointbert;
+
+// No device is asked here.
+extern "C" cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) { return cudaErrorNotSupported; }
+
+// `clusters` and `processors` are those of the device that the host plays; most poses a team takes follow from them.
+extern "C" int host_refine(const void* ends, const void* chunks, int layers, int precision, const void* joints,
+                           int number, int count, const unsigned char* order, double mm_per_unit, int mirror_all,
+                           const std::uint8_t* mirror, const std::uint8_t* visible, const float* confidence,
+                           const float* error_mm, float error_all_mm, void* refined, float* sigma, std::uint8_t* status,
+                           float* size_mm, float* chirality, int variant, int processors, int shared_bytes,
+                           int capability, int clusters, int schedule, unsigned seed) {
+    return run(schedule, seed, [&] {
+        const cuda::Device device{processors, shared_bytes, 1, capability, clusters};
+        const cuda::Network network{static_cast<const cuda::Ends*>(ends), static_cast<const cuda::Chunk*>(chunks),
+                                    layers, cuda::Precision(precision)};
+        cuda::Poses poses{joints,  cuda::Number(number), count,    {},          mm_per_unit, mirror_all != 0, mirror,
+                          visible, confidence,           error_mm, error_all_mm};
+        std::copy_n(order, kJoints, poses.order);
+        const cuda::Refined out{refined, sigma, status, size_mm, chirality};
+        const cuda::Variant which = variant < 0 ? cuda::choose(device, count) : cuda::Variant(variant);
+        return cuda::refine(device, network, poses, out, which, nullptr);
+    });
+}
+
+extern "C" float host_gelu(float x) { return cuda::gelu(x); }
