@@ -1,5 +1,10 @@
 """Kernels for NVIDIA GPUs behind device pointers (``csrc/bindings/cuda.cpp``); not in every installation."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
 ARCHITECTURES: str
 
 def devices() -> tuple[int, str]: ...
@@ -34,3 +39,53 @@ def soft_argmax_backward(
     gradient: int,
     stream: int,
 ) -> None: ...
+
+class Refiner:
+    device: int
+    clusters: int
+
+    def __init__(self, ends: np.ndarray, chunks: np.ndarray, layers: int, precision: int, device: int) -> None: ...
+    def run(
+        self,
+        joints: int,
+        number: int,
+        count: int,
+        order: Sequence[int],
+        mm_per_unit: float,
+        mirror_all: bool,
+        mirror: int,
+        visible: int,
+        confidence: int,
+        error_mm: int,
+        error_all_mm: float,
+        refined: int,
+        sigma: int,
+        status: int,
+        size_mm: int,
+        chirality: int,
+        stream: int,
+        variant: int = -1,
+    ) -> None: ...
+    def choose(self, poses: int) -> int: ...
+
+class GraphSession:
+    stream: int
+    recorded: list[int]
+
+    def __init__(self, inputs: Sequence[int], outputs: Sequence[int], rows: int, device: int) -> None: ...
+    def input(self, i: int) -> int: ...
+    def output(self, i: int) -> int: ...
+    def begin(self, rows: int) -> None: ...
+    def end(self) -> None: ...
+    def abandon(self) -> None: ...
+    def run(self, rows: int, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None: ...
+
+class Memory:
+    address: int
+
+    def __init__(self, bytes: int, device: int) -> None: ...
+
+def copy(to: int, source: int, bytes: int, device: int, stream: int) -> None: ...
+def synchronize(stream: int, device: int) -> None: ...
+def read_dlpack(capsule: Any) -> tuple[int, tuple[int, ...], tuple[int, ...] | None, str, int, int, Any]: ...
+def write_dlpack(data: int, shape: Sequence[int], code: int, bits: int, device: int, owner: Any) -> Any: ...

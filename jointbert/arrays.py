@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 _CPU_DEVICES = (1, 3)  # DLPack's kDLCPU and kDLCUDAHost
-_GPU_ADVICE = "this build computes on the CPU; pass it as a CPU array"
+_GPU_ADVICE = "the joints are not; pass a CPU array"
 
 Restore = Callable[[np.ndarray], Any]
 
@@ -50,7 +50,7 @@ def _to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
     if hasattr(value, "__dlpack_device__"):
         device = value.__dlpack_device__()
         if int(device[0]) not in _CPU_DEVICES:
-            raise ValueError(f"{name}: the {type(value).__name__} is on a GPU; {_GPU_ADVICE}")
+            raise ValueError(f"{name}: the {type(value).__name__} is on a GPU, {_GPU_ADVICE}")
     if hasattr(value, "__array__"):
         array = _unmasked(np.asanyarray(value), name)
     elif hasattr(value, "__dlpack__"):
@@ -108,7 +108,7 @@ def _from_torch(torch: Any, tensor: Any, name: str) -> tuple[np.ndarray, Restore
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise TypeError(f"{name}: got a sparse or quantized tensor; expected a dense one")
     if tensor.device.type != "cpu":
-        raise ValueError(f"{name}: the tensor is on {tensor.device}; {_GPU_ADVICE}")
+        raise ValueError(f"{name}: the tensor is on {tensor.device}, {_GPU_ADVICE}")
     dtype = tensor.dtype
     if dtype != torch.bfloat16:
         return tensor.resolve_conj().resolve_neg().numpy(), torch.from_numpy

@@ -52,6 +52,14 @@ def check_joints(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, dtype=np.float32 if small else np.float64)
 
 
+def check_device_joints(shape: tuple[int, ...], dtype: str) -> None:
+    """Shape and dtype of joints on a GPU, where they stay as they are."""
+    if dtype not in ("float16", "bfloat16", "float32", "float64"):
+        raise TypeError(f"joints: got the dtype {dtype}; expected floating-point coordinates")
+    if len(shape) < 2 or shape[-2:] != (NUM_JOINTS, 3):
+        raise ValueError(f"joints: got the shape {shape}; expected (..., {NUM_JOINTS}, 3){_shape_hint(shape)}")
+
+
 def _shape_hint(shape: tuple[int, ...]) -> str:
     if len(shape) >= 2 and shape[-2:] == (21, 3):
         return "; 21 joints are another protocol: select the 14 of NYU's (see jointbert.skeleton.JOINT_NAMES)"

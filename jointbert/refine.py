@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from jointbert.backends.layout import KNOWN_FRAMES
 from jointbert.checks import (
     UNITS_MM,
     check_confidence,
+    check_device_joints,
     check_error,
     check_flag,
     check_hand,
@@ -25,9 +26,13 @@ from jointbert.checks import (
     check_visible,
     report,
 )
+from jointbert.device_arrays import DeviceArray, is_on_gpu, read
 from jointbert.skeleton import JOINT_NAMES, NUM_JOINTS, RIGID_BONES, resolve_order
 from jointbert.stream import Refined, Stream
 from jointbert.weights import load_sequence_weights, load_weights
+
+if TYPE_CHECKING:
+    from jointbert.backends.cuda import CudaBackend
 
 _MAX_THREADS = 256
 _STEP = 1024  # frames between two looks at interrupts: some tenths of a second
@@ -47,11 +52,12 @@ class Refiner:
 
     Args:
         weights: a shipped name, or the path of a ``.safetensors`` file.
-        backend: ``auto``, ``native`` or ``torch``.
+        backend: ``auto`` (``native``, and for arrays on a GPU ``cuda``), ``native``, ``cuda`` or ``torch``.
         threads: CPU threads for a batch, 256 at most (``native``; ``torch`` follows ``torch.set_num_threads``).
 
     Raises:
         ValueError: unknown weights or backend, a file that does not fit, a bad number of threads.
+        ImportError: the backend's library is missing. RuntimeError: backend ``cuda`` without a GPU.
     """
 
     def __init__(self, weights: str | os.PathLike[str] = "nyu14", backend: str = "auto", threads: int = 1) -> None:
@@ -64,6 +70,7 @@ class Refiner:
         self._weights = load_weights(weights)
         self._backend = load_backend(backend, self._weights, threads)
         self._second: SequenceBackend | None = None
+        self._gpu: CudaBackend | None = None
         self._lengths_mm: np.ndarray | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -88,6 +95,7 @@ class Refiner:
         units: str = "mm",
         hand: str | Sequence[str] = "right",
         sequence: bool = False,
+        check: bool = False,
         return_details: bool = False,
     ) -> Any:
         """Refines poses; arguments, result and errors are those of :func:`refine`."""
@@ -100,6 +108,7 @@ class Refiner:
             units=units,
             hand=hand,
             sequence=sequence,
+            check=check,
             return_details=return_details,
         )
 
@@ -215,12 +224,19 @@ class Refiner:
         units: str = "mm",
         hand: str | Sequence[str] = "right",
         sequence: bool = False,
+        check: bool = False,
         return_details: bool = False,
         stacklevel: int = 3,
         progress: Callable[[int], None] | None = None,
     ) -> Any:
         check_flag("sequence", sequence)
+        check_flag("check", check)
         check_flag("return_details", return_details)
+        if is_on_gpu(joints):
+            if sequence or self._lengths_mm is not None:
+                raise ValueError("joints: on a GPU there are no sequences and no calibrated persons; pass a CPU array")
+            stated = (confidence, visible, error_mm)
+            return self._call_on_gpu(joints, stated, order, units, hand, check, return_details, stacklevel + 1)
         prepared = self._prepare(joints, confidence, visible, error_mm, order, units, hand)
         batch, leading = prepared.batch, prepared.leading
         if sequence:
@@ -248,6 +264,86 @@ class Refiner:
             return restore(out)
         sigma = result.sigma.reshape((*leading, NUM_JOINTS)).astype(out.dtype, copy=False)
         return Refined(restore(out), restore(sigma), restore(result.status.reshape(leading)))
+
+    def _call_on_gpu(
+        self,
+        joints: Any,
+        stated: tuple[Any, Any, Any],
+        order: Any,
+        units: Any,
+        hand: Any,
+        check: bool,
+        return_details: bool,
+        stacklevel: int,
+    ) -> Any:
+        """Refines poses where they are; without ``check`` nothing waits for the GPU."""
+        from jointbert.backends.cuda import DeviceBatch
+
+        check_units(units)
+        permutation = resolve_order(order)
+        backend = self._gpu_backend()
+        given, library = read(joints, "joints")
+        check_device_joints(given.shape, given.dtype)
+        leading = given.shape[:-2]
+        count, per_joint = math.prod(leading), (*leading, NUM_JOINTS)
+        flat = replace(given, shape=(count, NUM_JOINTS, 3))
+        mirror = check_hand(hand, leading)
+        side: DeviceArray | bool = mirror is not None and bool(mirror.all())
+        if mirror is not None and mirror.any() and not side:
+            side = library.converted(mirror, (count,), "bool", "hand")
+
+        def on_gpu(value: Any, name: str, dtype: str, checked: Callable[[Any, tuple[int, ...]], np.ndarray]) -> Any:
+            if value is None:
+                return None
+            if not is_on_gpu(value):
+                value = checked(value, per_joint).reshape(per_joint)
+                return library.converted(value, per_joint, dtype, name)
+            array = library.converted(value, per_joint, dtype, name)
+            if check and dtype != "bool":
+                checked(backend.to_host(array, library.stream), per_joint)
+            return array
+
+        confidence, visible, error_mm = stated
+        batch = DeviceBatch(
+            joints=flat,
+            permutation=permutation,
+            mm_per_unit=UNITS_MM[units],
+            mirror=side,
+            visible=on_gpu(visible, "visible", "bool", check_visible),
+            confidence=on_gpu(confidence, "confidence", "float32", check_confidence),
+            error_mm=float(check_error(error_mm, (NUM_JOINTS,))[0, 0])
+            if np.isscalar(error_mm)
+            else on_gpu(error_mm, "error_mm", "float32", check_error),
+        )
+        result = backend.run_on_device(batch, library, leading, check)
+        if check and count:
+            assert result.size_mm is not None
+            assert result.chirality is not None
+            looked_at = (result.status, result.sigma, result.size_mm, result.chirality)
+            status, sigma, size, side_mm = (backend.to_host(x, library.stream) for x in looked_at)
+            noticed = Result(np.empty(0), sigma.reshape(-1, NUM_JOINTS), status.reshape(-1), size, side_mm)
+            tells = self._weights.predicts_sigma and error_mm is None and confidence is None
+            report(noticed, units, mirror, tells, stacklevel + 1)
+        joints, sigma, status = (library.result(x) for x in (result.joints, result.sigma, result.status))
+        return Refined(joints, sigma, status) if return_details else joints
+
+    def _gpu_backend(self) -> CudaBackend:
+        """The runtime for arrays on a GPU."""
+        from jointbert.backends.cuda import CudaBackend
+
+        if isinstance(self._backend, CudaBackend):
+            return self._backend
+        if self._arguments[1] != "auto":
+            raise ValueError(
+                f"joints: the array is on a GPU, and backend {self._backend.name!r} computes on the CPU; take 'auto' or "
+                "'cuda', or pass a CPU array"
+            )
+        if self._gpu is None:
+            try:
+                self._gpu = CudaBackend(self._weights)
+            except ImportError as error:
+                raise ImportError(f"joints: the array is on a GPU; {error}, or pass a CPU array") from None
+        return self._gpu
 
 
 def _in_steps(run: Callable[[Batch], Result], batch: Batch, step: int, progress: Callable[[int], None] | None) -> Result:
@@ -289,6 +385,7 @@ def refine(
     sequence: bool = False,
     weights: str | os.PathLike[str] = "nyu14",
     backend: str = "auto",
+    check: bool = False,
     return_details: bool = False,
 ) -> Any:
     """Refines 3D hand poses of 14 joints.
@@ -307,7 +404,10 @@ def refine(
             refined with the frames around them (20 on either side) and the person's bone lengths. A cut is found where the
             median joint moves more than 60 mm between two frames, and what is beyond it is not looked at.
         weights: a shipped name or a ``.safetensors`` path.
-        backend: ``auto``, ``native`` (C++) or ``torch``.
+        backend: ``auto``, ``native`` (C++ on the CPU), ``cuda`` or ``torch``. ``auto`` is ``native``, and ``cuda`` for arrays
+            on a GPU: they stay there and are refined on their library's current stream; nothing is copied, nothing waits.
+        check: for arrays on a GPU: wait for the result, and check and warn as for others. Without it a confidence outside
+            [0, 1] and an error that is not positive count as unknown, and ``status`` alone tells what became of a frame.
         return_details: return :class:`Refined` instead of the joints alone.
 
         The leading dimensions of a per-joint argument may be left out, or 1.
@@ -320,7 +420,7 @@ def refine(
     Raises:
         ValueError: a wrong shape or word, a confidence or error out of range, no frame with 4 joints, weights that don't fit.
         TypeError: no array, a dtype that holds no coordinates, a tensor that requires grad.
-        ImportError: the backend's library is missing.
+        ImportError: the backend's library is missing. RuntimeError: no GPU for backend ``cuda``, or what CUDA says.
 
     Warns:
         JointbertWarning: once a call, if frames came back as they were, or sizes or sides look wrong.
@@ -340,6 +440,7 @@ def refine(
         units=units,
         hand=hand,
         sequence=sequence,
+        check=check,
         return_details=return_details,
     )
 

@@ -201,8 +201,10 @@ def test_dlpack_and_array_protocols(refiner: Refiner, poses: np.ndarray) -> None
     expected = refiner(poses[0])
     np.testing.assert_array_equal(refiner(DLPackOnly(poses[0])), expected)
     np.testing.assert_array_equal(refiner(ArrayOnly(poses[0])), expected)
-    with pytest.raises(ValueError, match=r"joints: the DLPackOnly is on a GPU"):
+    with pytest.raises(ValueError, match=r"joints: the array is on a GPU, and backend .* computes on the CPU"):
         refiner(DLPackOnly(poses[0], device=(2, 0)))
+    with pytest.raises(ValueError, match=r"confidence: the DLPackOnly is on a GPU, the joints are not; pass a CPU array"):
+        refiner(poses[0], confidence=DLPackOnly(poses[0, :, 0], device=(2, 0)))
 
 
 def test_missing_joints_are_filled_in(refiner: Refiner, poses: np.ndarray) -> None:
@@ -363,7 +365,7 @@ def test_refine_is_a_refiner_kept(random_weights: Path, poses: np.ndarray) -> No
         ({"weights": "no/such.safetensors"}, ValueError, r"weights: there is no file"),
         ({"weights": 3}, TypeError, r"weights: got int"),
         ({"weights": ["nyu14"]}, TypeError, r"weights: got list"),
-        ({"backend": "gpu"}, ValueError, r"backend: got 'gpu'; expected 'auto' or one of 'native', 'torch'"),
+        ({"backend": "gpu"}, ValueError, r"backend: got 'gpu'; expected 'auto' or one of 'native', 'cuda', 'torch'"),
         ({"backend": None}, ValueError, r"backend: got None"),
     ],
 )

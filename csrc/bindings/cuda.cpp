@@ -1,24 +1,25 @@
 // jointbert._cuda: the kernels behind raw device pointers. Shapes, dtypes and devices are checked in Python.
 #include <cuda_runtime_api.h>
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
-#include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "../cuda/device_refiner.h"
+#include "../cuda/error.h"
+#include "../cuda/session.h"
 #include "../cuda/soft_argmax.h"
+#include "dlpack.h"
 
 namespace py = pybind11;
 
 namespace jointbert::cuda {
 namespace {
-
-// What a CUDA call says of itself, with its name.
-void check(cudaError_t code, const char* call) {
-    if (code == cudaSuccess) return;
-    throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(code) + " (CUDA error " +
-                             std::to_string(int(code)) + ")");
-}
 
 // Devices that can be used, and 0 with a reason where there are none.
 py::tuple devices() {
@@ -77,6 +78,72 @@ void backward(std::uintptr_t values, int element, int poses, int height, int wid
           "soft_argmax_backward");
 }
 
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
+
+std::unique_ptr<DeviceRefiner> make_refiner(const Bytes& ends, const Bytes& chunks, int layers, int precision,
+                                            int device) {
+    const void *e = ends.data(), *c = chunks.data();
+    const auto eb = std::size_t(ends.nbytes()), cb = std::size_t(chunks.nbytes());
+    const py::gil_scoped_release release;
+    return std::make_unique<DeviceRefiner>(e, eb, c, cb, layers, Precision(precision), device);
+}
+
+// Addresses are the device's, 0 for what is not given; variant -1: the one for this batch.
+void run_refiner(const DeviceRefiner& refiner, std::uintptr_t joints, int number, int count,
+                 const std::array<unsigned char, kJoints>& order, double mm_per_unit, bool mirror_all,
+                 std::uintptr_t mirror, std::uintptr_t visible, std::uintptr_t confidence, std::uintptr_t error_mm,
+                 float error_all_mm, std::uintptr_t refined, std::uintptr_t sigma, std::uintptr_t status,
+                 std::uintptr_t size_mm, std::uintptr_t chirality, std::uintptr_t stream, int variant) {
+    Poses poses{pointer<const void>(joints),
+                Number(number),
+                count,
+                {},
+                mm_per_unit,
+                mirror_all,
+                pointer<const std::uint8_t>(mirror),
+                pointer<const std::uint8_t>(visible),
+                pointer<const float>(confidence),
+                pointer<const float>(error_mm),
+                error_all_mm};
+    std::copy(order.begin(), order.end(), poses.order);
+    const Refined out{pointer<void>(refined), pointer<float>(sigma), pointer<std::uint8_t>(status),
+                      pointer<float>(size_mm), pointer<float>(chirality)};
+    const Variant which = variant < 0 ? refiner.choose(count) : Variant(variant);
+    const py::gil_scoped_release release;
+    refiner.run(poses, out, which, pointer<CUstream_st>(stream));
+}
+
+// Arrays of the host, C order, at least as many bytes as their rows need: checked here, since C++ would read beyond.
+void run_session(GraphSession& session, std::size_t rows, const std::vector<py::buffer>& inputs,
+                 const std::vector<py::buffer>& outputs) {
+    std::vector<const void*> from;
+    std::vector<void*> to;
+    std::vector<py::buffer_info> kept;
+    for (const py::buffer& b : inputs) from.push_back(kept.emplace_back(b.request()).ptr);
+    for (const py::buffer& b : outputs) to.push_back(kept.emplace_back(b.request(true)).ptr);
+    const py::gil_scoped_release release;
+    session.run(rows, from, to);
+}
+
+template <class T>
+std::uintptr_t address(T* pointer) {
+    return reinterpret_cast<std::uintptr_t>(pointer);
+}
+
+void copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes, int device, std::uintptr_t stream) {
+    const OnDevice on(device);
+    const py::gil_scoped_release release;
+    check(cudaMemcpyAsync(pointer<void>(to), pointer<const void>(from), bytes, cudaMemcpyDefault,
+                          pointer<CUstream_st>(stream)),
+          "cudaMemcpyAsync");
+}
+
+void synchronize(std::uintptr_t stream, int device) {
+    const OnDevice on(device);
+    const py::gil_scoped_release release;
+    check(cudaStreamSynchronize(pointer<CUstream_st>(stream)), "cudaStreamSynchronize");
+}
+
 }  // namespace
 }  // namespace jointbert::cuda
 
@@ -90,5 +157,37 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("soft_argmax_backward", &backward, py::arg("values"), py::arg("element"), py::arg("poses"), py::arg("height"),
           py::arg("width"), py::arg("channels_last"), py::arg("soft"), py::arg("beta"), py::arg("window"),
           py::arg("status"), py::arg("to_uv"), py::arg("to_confidence"), py::arg("gradient"), py::arg("stream"));
+    py::class_<DeviceRefiner>(m, "Refiner")
+        .def(py::init(&make_refiner), py::arg("ends"), py::arg("chunks"), py::arg("layers"), py::arg("precision"),
+             py::arg("device"))
+        .def("run", &run_refiner, py::arg("joints"), py::arg("number"), py::arg("count"), py::arg("order"),
+             py::arg("mm_per_unit"), py::arg("mirror_all"), py::arg("mirror"), py::arg("visible"),
+             py::arg("confidence"), py::arg("error_mm"), py::arg("error_all_mm"), py::arg("refined"), py::arg("sigma"),
+             py::arg("status"), py::arg("size_mm"), py::arg("chirality"), py::arg("stream"), py::arg("variant") = -1)
+        .def(
+            "choose", [](const DeviceRefiner& self, int poses) { return int(self.choose(poses)); }, py::arg("poses"))
+        .def_property_readonly("device", &DeviceRefiner::device)
+        .def_property_readonly("clusters", [](const DeviceRefiner& self) { return self.properties().clusters; });
+    py::class_<GraphSession>(m, "GraphSession")
+        .def(py::init<std::vector<std::size_t>, std::vector<std::size_t>, std::size_t, int>(), py::arg("inputs"),
+             py::arg("outputs"), py::arg("rows"), py::arg("device"))
+        .def_property_readonly("stream", [](const GraphSession& self) { return address(self.stream()); })
+        .def_property_readonly("recorded", &GraphSession::recorded)
+        .def(
+            "input", [](const GraphSession& self, std::size_t i) { return address(self.input(i)); }, py::arg("i"))
+        .def(
+            "output", [](const GraphSession& self, std::size_t i) { return address(self.output(i)); }, py::arg("i"))
+        .def("begin", &GraphSession::begin, py::arg("rows"), py::call_guard<py::gil_scoped_release>())
+        .def("end", &GraphSession::end, py::call_guard<py::gil_scoped_release>())
+        .def("abandon", &GraphSession::abandon, py::call_guard<py::gil_scoped_release>())
+        .def("run", &run_session, py::arg("rows"), py::arg("inputs"), py::arg("outputs"));
+    py::class_<Memory>(m, "Memory")
+        .def(py::init<std::size_t, int>(), py::arg("bytes"), py::arg("device"))
+        .def_property_readonly("address", [](const Memory& self) { return address(self.data()); });
+    m.def("copy", &copy, py::arg("to"), py::arg("source"), py::arg("bytes"), py::arg("device"), py::arg("stream"));
+    m.def("synchronize", &synchronize, py::arg("stream"), py::arg("device"));
+    m.def("read_dlpack", &jointbert::dlpack::read, py::arg("capsule"));
+    m.def("write_dlpack", &jointbert::dlpack::write, py::arg("data"), py::arg("shape"), py::arg("code"),
+          py::arg("bits"), py::arg("device"), py::arg("owner"));
     m.attr("ARCHITECTURES") = JOINTBERT_CUDA_ARCHS;
 }

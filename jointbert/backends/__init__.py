@@ -16,14 +16,14 @@ __all__ = [
     "load_backend",
 ]
 
-BACKENDS = ("native", "torch")
+BACKENDS = ("native", "cuda", "torch")
 
 
 def load_backend(name: str, weights: Weights, threads: int) -> Backend:
     """The backend of a name; ``auto`` is the native one.
 
     Raises:
-        ValueError: an unknown name. ImportError: the backend's library is not installed.
+        ValueError: an unknown name. ImportError: the backend's library is not installed. RuntimeError: no GPU.
     """
     if not isinstance(name, str) or name not in ("auto", *BACKENDS):
         raise ValueError(f"backend: got {name!r}; expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
@@ -33,6 +33,10 @@ def load_backend(name: str, weights: Weights, threads: int) -> Backend:
         except ImportError as error:
             raise ImportError(f"backend 'torch' needs torch, which can't be imported ({error}); pip install torch") from None
         return TorchBackend(weights, threads)
+    if name == "cuda":
+        from jointbert.backends.cuda import CudaBackend
+
+        return CudaBackend(weights, threads)
     from jointbert.backends.native import NativeBackend
 
     return NativeBackend(weights, threads)

@@ -1,0 +1,183 @@
+// jointbert._cuda for a GPU that the host plays: the module's own sources, with kernels run by fibers.h and this
+// runtime. A stream does what it was asked when somebody waits for it, not before; memory of the device is the host's,
+// and filled with NaN when it is taken. One call can be told to fail.
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "fibers.h"
+
+namespace {
+
+using Work = std::function<void()>;
+struct Stream {
+    std::deque<Work> waiting;
+    std::vector<Work>* recording = nullptr;
+};
+struct Played {
+    std::map<void*, Stream*> streams;
+    std::string failing;
+    int devices = 1, current = 0;
+    long allocated = 0;
+    Stream legacy;
+} played;
+
+Stream& stream_of(cudaStream_t stream) {
+    const auto found = played.streams.find(stream);
+    return found == played.streams.end() ? played.legacy : *found->second;
+}
+void finish(Stream& stream) {
+    while (!stream.waiting.empty()) {
+        const Work work = stream.waiting.front();
+        stream.waiting.pop_front();
+        work();
+    }
+}
+void finish_all() {
+    finish(played.legacy);
+    for (auto& [handle, stream] : played.streams) finish(*stream);
+}
+void enqueue(cudaStream_t stream, Work work) {
+    Stream& to = stream_of(stream);
+    if (to.recording)
+        to.recording->push_back(std::move(work));
+    else
+        to.waiting.push_back(std::move(work));
+}
+cudaError_t result(const char* call) {
+    if (played.failing != call) return cudaSuccess;
+    played.failing.clear();
+    return cudaErrorUnknown;
+}
+cudaError_t take(void** memory, std::size_t bytes) {
+    *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    std::memset(*memory, 0xff, bytes);
+    ++played.allocated;
+    return cudaSuccess;
+}
+
+}  // namespace
+
+#define CALL(name) \
+    if (const cudaError_t code = result(#name); code != cudaSuccess) return code
+
+extern "C" {
+cudaError_t cudaGetDeviceCount(int* count) {
+    *count = played.devices;
+    return played.devices ? cudaSuccess : cudaErrorNoDevice;
+}
+cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = played.current, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+    if (device < 0 || device >= played.devices) return cudaErrorInvalidDevice;
+    return played.current = device, cudaSuccess;
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t code) { return code == cudaErrorUnknown ? "unknown error" : "error"; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    CALL(cudaDeviceGetAttribute);
+    *value = attribute == cudaDevAttrMultiProcessorCount            ? 132
+             : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
+             : attribute == cudaDevAttrCooperativeLaunch            ? 1
+             : attribute == cudaDevAttrComputeCapabilityMajor       ? 9
+                                                                    : 0;
+    return cudaSuccess;
+}
+cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+    CALL(cudaMalloc);
+    return take(memory, bytes);
+}
+cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
+    CALL(cudaMallocHost);
+    return take(memory, bytes);
+}
+cudaError_t cudaFree(void* memory) {
+    finish_all();
+    played.allocated -= memory != nullptr;
+    std::free(memory);
+    return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
+    CALL(cudaMemcpy);
+    finish_all();
+    std::memcpy(to, from, bytes);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+    CALL(cudaMemcpyAsync);
+    enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+    return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+    CALL(cudaStreamCreateWithFlags);
+    auto* made = new Stream;
+    played.streams[made] = made;
+    *stream = reinterpret_cast<cudaStream_t>(made);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    Stream* old = played.streams.at(stream);
+    finish(*old);
+    played.streams.erase(stream);
+    delete old;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    CALL(cudaStreamSynchronize);
+    if (stream_of(stream).recording) return cudaErrorStreamCaptureUnsupported;
+    finish(stream_of(stream));
+    return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    CALL(cudaStreamBeginCapture);
+    stream_of(stream).recording = new std::vector<Work>;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    *graph = reinterpret_cast<cudaGraph_t>(stream_of(stream).recording);
+    stream_of(stream).recording = nullptr;
+    CALL(cudaStreamEndCapture);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* ready, cudaGraph_t graph, unsigned long long) {
+    CALL(cudaGraphInstantiate);
+    *ready = reinterpret_cast<cudaGraphExec_t>(new std::vector<Work>(*reinterpret_cast<std::vector<Work>*>(graph)));
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete reinterpret_cast<std::vector<Work>*>(graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    finish_all();
+    delete reinterpret_cast<std::vector<Work>*>(graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+    CALL(cudaGraphLaunch);
+    for (const Work& work : *reinterpret_cast<std::vector<Work>*>(graph)) enqueue(stream, work);
+    return cudaSuccess;
+}
+}
+
+// For the tests, by ctypes: the next call of a name fails; how many devices there are; what is allocated now.
+extern "C" {
+#pragma GCC visibility push(default)
+void played_fail(const char* call) { played.failing = call; }
+void played_devices(int count) { played.devices = count; }
+long played_allocated() { return played.allocated; }
+#pragma GCC visibility pop
+}
+
+namespace {
+const bool ready = [] {
+    jointbert::fibers::launcher() = [](cudaStream_t stream, Work launch) { enqueue(stream, std::move(launch)); };
+    return true;
+}();
+}  // namespace

@@ -1,0 +1,372 @@
+"""Backend ``cuda``, its arrays and graphs, on a GPU that the host plays (played_gpu.cpp)."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+import sysconfig
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jointbert
+from jointbert import JointbertWarning, Refiner, Status
+from jointbert.backends.cuda import CudaBackend, load_module
+from jointbert.backends.graph_session import GraphSession
+from jointbert.backends.layout import LAYOUT
+from jointbert.device_arrays import DeviceArray, is_on_gpu
+from jointbert.weights import load_weights
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCES = ("csrc/bindings/cuda.cpp", "csrc/cuda/device_refiner.cpp", "csrc/cuda/session.cpp", "tests/cuda/played_gpu.cpp")
+KERNELS = ("csrc/cuda/refiner.cu", "csrc/cuda/soft_argmax.cu")
+
+
+@pytest.fixture(scope="module")
+def module(compile_for_host: Callable[..., Path]) -> ModuleType:
+    """The module that stands in for ``jointbert._cuda``."""
+    pybind11 = pytest.importorskip("pybind11")
+    includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    options = ["-fvisibility=hidden", '-DJOINTBERT_CUDA_ARCHS="played"', *(f"-isystem{i}" for i in includes)]
+    path = compile_for_host("_cuda", [REPOSITORY / s for s in (*KERNELS, *SOURCES)], options)
+    spec = importlib.util.spec_from_file_location("jointbert._cuda", path)
+    assert spec is not None
+    assert spec.loader is not None
+    built = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(built)
+    return built
+
+
+@pytest.fixture(scope="module")
+def small(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of one layer: the host is a slow GPU."""
+    from safetensors.numpy import save_file
+
+    weights = load_weights(random_weights)
+    tensors = {k: v for k, v in weights.tensors.items() if not k.startswith("layers.") or k.startswith("layers.0.")}
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    sizes = {key: str(value) for key, value in (weights.sizes | {"layers": 1}).items()}
+    save_file(tensors, path, metadata={"layout": LAYOUT, "name": "small", **sizes})
+    return path
+
+
+@pytest.fixture
+def refine(small: Path) -> Callable[..., Any]:
+    return partial(jointbert.refine, weights=small)
+
+
+@pytest.fixture
+def make(small: Path) -> Callable[..., Refiner]:
+    return partial(Refiner, small)
+
+
+@pytest.fixture(autouse=True)
+def gpu(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
+    """One GPU that works; the calls that change that."""
+    monkeypatch.setitem(sys.modules, "jointbert._cuda", module)
+    monkeypatch.setattr(jointbert, "_cuda", module, raising=False)
+    load_module.cache_clear()
+    assert module.__file__ is not None
+    control = ctypes.CDLL(module.__file__)
+    control.played_allocated.restype = ctypes.c_long
+    control.played_devices(1)
+    yield control
+    control.played_devices(1)
+    control.played_fail(b"")
+    load_module.cache_clear()
+
+
+class OnGpu:
+    """An array of some library on the GPU: the host's memory behind ``__cuda_array_interface__``."""
+
+    def __init__(self, array: np.ndarray, strides: tuple[int, ...] | None = None) -> None:
+        self.array = np.ascontiguousarray(array)
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (self.array.ctypes.data, True),
+            "strides": strides,
+            "version": 3,
+        }
+
+
+def on_host(array: DeviceArray) -> np.ndarray:
+    """What the GPU holds once it has done what it was asked."""
+    load_module().synchronize(array.stream, array.device)
+    if not array.nbytes:
+        return np.empty(array.shape, array.dtype)
+    memory = (ctypes.c_char * array.nbytes).from_address(array.address)
+    return np.frombuffer(bytes(memory), array.dtype).reshape(array.shape)
+
+
+@pytest.fixture(scope="module")
+def few(poses: np.ndarray) -> np.ndarray:
+    return poses[:5]
+
+
+def test_numpy_in_and_out(few: np.ndarray, refine: Callable[..., Any]) -> None:
+    confidence = np.linspace(0, 1, 5 * 14).reshape(5, 14)
+    given = {
+        "confidence": confidence,
+        "hand": ["left", "right", "right", "left", "right"],
+        "order": "palm_first",
+        "units": "cm",
+    }
+    few = few.copy()
+    few[2, 3] = np.nan
+    expected = refine(few / 10, return_details=True, **given)
+    found = refine(few / 10, backend="cuda", return_details=True, **given)
+    np.testing.assert_allclose(found.joints, expected.joints, atol=0.02)
+    np.testing.assert_allclose(found.sigma, expected.sigma, rtol=0.05)
+    np.testing.assert_array_equal(found.status, expected.status)
+    assert found.joints.dtype == np.float64
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_arrays_on_the_gpu_stay_there(
+    few: np.ndarray, dtype: type, refine: Callable[..., Any], make: Callable[..., Refiner]
+) -> None:
+    centred = (few - few.mean(1, keepdims=True)).astype(dtype)
+    before = centred.copy()
+    given = OnGpu(centred.reshape(5, 1, 14, 3))
+    found = refine(given, return_details=True)
+    assert is_on_gpu(found.joints)
+    assert (found.joints.shape, found.joints.dtype) == ((5, 1, 14, 3), np.dtype(dtype).name)
+    expected = make(backend="cuda")(before.astype(np.float64), return_details=True)
+    through = expected.joints if dtype is np.float64 else expected.joints.astype(np.float32)
+    np.testing.assert_array_equal(on_host(found.joints)[:, 0], through.astype(dtype))
+    np.testing.assert_array_equal(on_host(found.sigma)[:, 0], expected.sigma.astype(np.float32))
+    assert (on_host(found.status) == Status.REFINED).all()
+    np.testing.assert_array_equal(given.array[:, 0], before)
+
+
+def test_what_is_said_of_joints_on_the_gpu(few: np.ndarray, make: Callable[..., Refiner]) -> None:
+    rng = np.random.default_rng(0)
+    confidence, visible = rng.random((5, 14)).astype(np.float32), rng.random((5, 14)) < 0.8
+    error = rng.uniform(1, 30, (5, 14)).astype(np.float32)
+    hands = ["left", "right", "left", "right", "right"]
+    refiner = make(backend="cuda")
+    for hand in ("left", hands):
+        expected = refiner(few, confidence=confidence, visible=visible, error_mm=error, hand=hand)
+        there = refiner(
+            OnGpu(few), confidence=OnGpu(confidence), visible=OnGpu(visible), error_mm=OnGpu(error), hand=hand, check=True
+        )
+        from_host = refiner(OnGpu(few), confidence=confidence, visible=visible, error_mm=error, hand=hand)
+        for found in (there, from_host):
+            np.testing.assert_array_equal(on_host(found), expected)
+    np.testing.assert_array_equal(on_host(refiner(OnGpu(few), error_mm=7)), refiner(few, error_mm=7))
+
+
+def test_only_check_waits_and_warns(few: np.ndarray, refine: Callable[..., Any]) -> None:
+    metres = OnGpu(few / 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet = refine(metres, return_details=True)
+    assert (on_host(quiet.status) == Status.NOT_A_HAND).all()
+    np.testing.assert_array_equal(on_host(quiet.joints), few / 1000)
+    with pytest.warns(JointbertWarning, match=r"5 of 5 frames came back as they were.*looks like metres"):
+        refine(metres, check=True)
+    with pytest.raises(ValueError, match="fewer than 4 finite, visible joints"):
+        refine(OnGpu(np.full((2, 14, 3), np.nan)), check=True)
+    bad = OnGpu(np.full((5, 14), 1.5, np.float32))
+    refine(OnGpu(few), confidence=bad)
+    with pytest.raises(ValueError, match=r"confidence: got 1.5; expected values in \[0, 1\]"):
+        refine(OnGpu(few), confidence=bad, check=True)
+
+
+def test_arrays_that_do_not_fit(few: np.ndarray, refine: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match="joints: got the dtype int32; expected floating-point"):
+        refine(OnGpu(few.astype(np.int32)))
+    with pytest.raises(ValueError, match=r"joints: got the shape \(5, 21, 3\).*21 joints are another protocol"):
+        refine(OnGpu(np.zeros((5, 21, 3))))
+    with pytest.raises(ValueError, match="joints: the array is not contiguous; copy it first"):
+        refine(OnGpu(few, strides=(8, 40, 560)))
+    with pytest.raises(ValueError, match=r"confidence: got float64 of the shape \(5, 14\); expected float32"):
+        refine(OnGpu(few), confidence=OnGpu(np.zeros((5, 14))))
+    with pytest.raises(ValueError, match="on a GPU there are no sequences and no calibrated persons"):
+        refine(OnGpu(few), sequence=True)
+    with pytest.raises(ValueError, match="backend 'native' computes on the CPU; take 'auto' or 'cuda'"):
+        refine(OnGpu(few), backend="native")
+    with pytest.raises(ValueError, match="backend: 'cuda' has no second stage"):
+        jointbert.refine(few, sequence=True, backend="cuda")
+
+
+def test_no_poses(refine: Callable[..., Any]) -> None:
+    assert refine(np.zeros((0, 14, 3)), backend="cuda").shape == (0, 14, 3)
+    assert refine(OnGpu(np.zeros((0, 14, 3)))).shape == (0, 14, 3)
+
+
+def test_results_go_on_by_dlpack(few: np.ndarray, module: ModuleType, refine: Callable[..., Any]) -> None:
+    """A result is an input again, by either protocol; its memory lives as long as somebody has it."""
+    first = refine(OnGpu(few))
+
+    class OnlyDlpack:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return first.__dlpack_device__()
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return first.__dlpack__(**options)
+
+    np.testing.assert_array_equal(on_host(refine(OnlyDlpack())), on_host(refine(first)))
+    capsule = first.__dlpack__()
+    module.read_dlpack(capsule)
+    with pytest.raises(ValueError, match="holds no tensor, or was used before"):
+        module.read_dlpack(capsule)
+
+
+def test_nothing_is_kept(few: np.ndarray, gpu: ctypes.CDLL, make: Callable[..., Refiner]) -> None:
+    refiner = make(backend="cuda")
+    refiner(OnGpu(few))
+    before = gpu.played_allocated()
+    for _ in range(3):
+        refiner(OnGpu(few), confidence=np.ones((5, 14)))
+        refiner(OnGpu(few)).__dlpack__()
+    assert gpu.played_allocated() == before
+
+
+def test_the_same_alone_in_a_batch_and_from_any_thread(poses: np.ndarray, make: Callable[..., Refiner]) -> None:
+    refiner = make(backend="cuda")
+    whole = refiner(poses[:20])
+    found: dict[int, np.ndarray] = {}
+
+    def work(i: int) -> None:
+        found[i] = refiner(poses[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, one in found.items():
+        np.testing.assert_array_equal(one, whole[i])
+
+
+def test_more_orders_than_graphs_are_kept(few: np.ndarray, make: Callable[..., Refiner]) -> None:
+    refiner = make(backend="cuda")
+    names = list(jointbert.JOINT_NAMES)
+    expected = refiner(few)
+    for shift in range(10):
+        order = names[shift:] + names[:shift]
+        rolled = np.roll(few, -shift, axis=1)
+        np.testing.assert_array_equal(refiner(rolled, order=order), np.roll(expected, -shift, axis=1))
+
+
+def test_no_gpu_is_one_sentence(
+    few: np.ndarray, gpu: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, refine: Callable[..., Any], make: Callable[..., Refiner]
+) -> None:
+    gpu.played_devices(0)
+    with pytest.raises(RuntimeError, match=r"^backend 'cuda' needs a GPU: there is no GPU, or no driver for it$"):
+        make(backend="cuda")
+    monkeypatch.setitem(sys.modules, "jointbert._cuda", None)
+    monkeypatch.delattr(jointbert, "_cuda")
+    load_module.cache_clear()
+    with pytest.raises(ImportError, match="joints: the array is on a GPU; jointbert: this installation has no GPU kernels"):
+        make()(OnGpu(few))
+
+
+@pytest.mark.parametrize("name", ["cudaMalloc", "cudaMemcpy", "cudaMallocHost", "cudaStreamBeginCapture", "cudaGraphLaunch"])
+def test_what_cuda_says_is_an_exception_and_not_the_end(
+    few: np.ndarray, gpu: ctypes.CDLL, name: str, make: Callable[..., Refiner]
+) -> None:
+    refiner = make(backend="cuda")
+    gpu.played_fail(name.encode())
+    with pytest.raises(RuntimeError, match=rf"^{name}: unknown error \(CUDA error 999\); the kernels are built for played"):
+        refiner(few)
+    assert np.isfinite(refiner(few)).all()
+
+
+def test_arguments_of_the_backend() -> None:
+    with pytest.raises(ValueError, match="precision: got 'f32'; expected one of 'f16', 'bf16'"):
+        CudaBackend(load_weights(), precision="f32")
+    with pytest.raises(RuntimeError, match="cudaSetDevice"):
+        CudaBackend(load_weights(), device=3).refiner(3)
+
+
+# --- graph sessions ---
+
+
+def doubled(session: GraphSession, gpu_work: list[int]) -> Callable[[int], None]:
+    """Enqueues y = x on the session's stream; a copy is work enough."""
+
+    def enqueue(batch: int) -> None:
+        x, y = session.input("x", batch), session.output("y", batch)
+        load_module().copy(y.address, x.address, y.nbytes, 0, session.stream)
+        gpu_work.append(batch)
+
+    return enqueue
+
+
+def test_a_session_replays_what_was_recorded() -> None:
+    session = GraphSession({"x": ((3,), "float32")}, {"y": ((3,), "float32")}, rows=8)
+    recorded: list[int] = []
+    session.capture(doubled(session, recorded), batches=(2, 8))
+    assert session.batches == (2, 8)
+    for rows in (1, 2, 5, 8):
+        x = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3)
+        np.testing.assert_array_equal(session(x=x)["y"], x)
+    assert recorded == [2, 8]  # Python enqueued once for each size, and never again
+
+
+def test_a_session_says_what_does_not_fit(gpu: ctypes.CDLL) -> None:
+    session = GraphSession({"x": ((3,), "float32")}, {"y": ((3,), "float32")}, rows=8)
+    x = np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match="batch: got 2; nothing was captured yet"):
+        session(x=x)
+    session.capture(doubled(session, []), batches=(4,))
+    with pytest.raises(ValueError, match="batch: got 5; the largest that was captured is 4"):
+        session(x=np.zeros((5, 3), np.float32))
+    with pytest.raises(ValueError, match=r"x: got float64 of the shape \(2, 3\); expected float32"):
+        session(x=x.astype(np.float64))
+    with pytest.raises(ValueError, match=r"got \['z'\]; expected \['x'\]"):
+        session(z=x)
+    with pytest.raises(ValueError, match="batch: got 9; this session has room for 1 to 8"):
+        session.capture(doubled(session, []), batches=(9,))
+    with pytest.raises(ValueError, match="at least one row and one output"):
+        GraphSession({}, {}, rows=8)
+    with pytest.raises(ValueError, match="got the dtype 'float33'"):
+        GraphSession({}, {"y": ((3,), "float33")}, rows=8)
+    gpu.played_fail(b"cudaMemcpyAsync")
+    with pytest.raises(RuntimeError, match="cudaMemcpyAsync: unknown error"):
+        session.capture(doubled(session, []), batches=(8,))
+    np.testing.assert_array_equal(session(x=x)["y"], x)
+
+
+def test_a_capture_that_fails_leaves_the_session_as_it_was(gpu: ctypes.CDLL) -> None:
+    session = GraphSession({"x": ((), "uint8")}, {"y": ((), "uint8")}, rows=4)
+    session.capture(doubled(session, []), batches=(4,))
+
+    def broken(batch: int) -> None:
+        raise KeyError(batch)
+
+    with pytest.raises(KeyError):
+        session.capture(broken, batches=(2,))
+    with pytest.raises(RuntimeError, match="cudaStreamSynchronize: error"):
+        session.capture(lambda batch: load_module().synchronize(session.stream, 0), batches=(2,))
+    for call in (b"cudaStreamEndCapture", b"cudaGraphInstantiate"):
+        gpu.played_fail(call)
+        with pytest.raises(RuntimeError, match=call.decode()):
+            session.capture(doubled(session, []), batches=(2,))
+    assert session.batches == (4,)
+    x = np.arange(3, dtype=np.uint8)
+    np.testing.assert_array_equal(session(x=x)["y"], x)
+
+
+def test_a_session_frees_what_it_took(gpu: ctypes.CDLL) -> None:
+    before = gpu.played_allocated()
+    session = GraphSession({"x": ((3,), "float32")}, {"y": ((3,), "float32")}, rows=8)
+    session.capture(doubled(session, []), batches=(4,))
+    assert gpu.played_allocated() == before + 4
+    del session
+    assert gpu.played_allocated() == before
+    gpu.played_fail(b"cudaMallocHost")
+    with pytest.raises(RuntimeError, match="cudaMallocHost"):
+        GraphSession({"x": ((3,), "float32")}, {"y": ((3,), "float32")}, rows=8)
+    assert gpu.played_allocated() == before
