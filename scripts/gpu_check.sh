@@ -35,15 +35,17 @@ generator=$(command -v ninja >/dev/null && echo Ninja || echo "Unix Makefiles")
 export CUDACXX=${CUDACXX:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 part configure 60 cmake -S . -B "$build" -G "$generator" -DPython_EXECUTABLE="$(command -v "$python")" \
     -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/jointbert"
-part build 120 cmake --build "$build" --parallel
+part build 150 cmake --build "$build" --parallel
 export PYTHONPATH=$PWD JOINTBERT_NEEDS_GPU=1 # a GPU test that would be skipped fails
 part module 30 "$python" -c "from jointbert import _cuda; n, why = _cuda.devices(); assert n, why; print(_cuda.ARCHITECTURES)"
-part tests 90 "$python" -m pytest -p no:cacheprovider -q -W default tests/cuda/test_soft_argmax_gpu.py tests/models
-part soft_argmax 120 "$python" benchmarks/soft_argmax_gpu.py
+part tests 90 "$python" -m pytest -p no:cacheprovider -q -W default tests/cuda/test_soft_argmax_gpu.py tests/cuda/test_refiner_gpu.py tests/models
+part refiner 150 "$python" benchmarks/refiner_gpu.py
+part soft_argmax 100 "$python" benchmarks/soft_argmax_gpu.py
 # The allocator of torch would hide an access beyond a tensor's end.
 for tool in memcheck racecheck synccheck; do
     part "$tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest \
-        -p no:cacheprovider -q -W default tests/cuda/test_soft_argmax_gpu.py -k "5-7-5 or 3-128-128 or gradient"
+        -p no:cacheprovider -q -W default tests/cuda/test_soft_argmax_gpu.py tests/cuda/test_refiner_gpu.py \
+        -k "5-7-5 or 3-128-128 or gradient or twin and 7 or said"
 done
 cp "$(ls -t benchmarks/results/nvidia*.json | head -n 1)" "$out"/ 2>/dev/null
 echo "$failed parts failed"

@@ -38,7 +38,8 @@ def compile_for_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-x", "c++"]
+    flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC"]
+    flags += os.environ.get("JOINTBERT_HOST_FLAGS", "").split()  # sanitizers
     where = ["-isystem", str(include), "-I", str(CUDA)]
 
     def compile_sources(name: str, sources: list[Path], options: list[str]) -> Path:
@@ -46,12 +47,23 @@ def compile_for_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         library = folder / f"{name}.so"
         running = []
         for source in sources:
-            command = [compiler, *flags, *where, *options, "-c", str(source), "-o", str(folder / f"{source.name}.o")]
+            command = [
+                compiler,
+                *flags,
+                "-x",
+                "c++",
+                *where,
+                *options,
+                "-c",
+                str(source),
+                "-o",
+                str(folder / f"{source.name}.o"),
+            ]
             running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         for one in running:
             _, said = one.communicate()
             assert one.returncode == 0, said
-        link = [compiler, "-shared", *(str(folder / f"{source.name}.o") for source in sources), "-o", str(library)]
+        link = [compiler, *flags, "-shared", *(str(folder / f"{source.name}.o") for source in sources), "-o", str(library)]
         subprocess.run(link, check=True)
         return library
 

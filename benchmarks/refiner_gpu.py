@@ -1,0 +1,134 @@
+"""How long does the refiner take on a GPU?
+
+    python benchmarks/refiner_gpu.py
+
+Our launch, in each of its variants, against the same network in torch: eager, and compiled with CUDA graphs, float16. Kernel
+times between two events, poses and weights resident; the network's 45 million operations a pose as a share of what a large
+float16 product reaches in the same run. Then one call of refine() from Python with a tensor on the GPU, and with NumPy.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+OPERATIONS = 45.3e6
+"""Multiplications and additions of one pose: 14 joints through 12 layers."""
+
+
+def main(
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096",
+    compiled: Annotated[bool, typer.Option(help="torch.compile, too.")] = True,
+) -> None:
+    """Print the tables and add them to benchmarks/results/<device>.json."""
+    import torch
+
+    from benchmarks import gpu
+    from jointbert import Refiner, load_demo
+    from jointbert.backends.cuda import CudaBackend, DeviceBatch, DeviceResult
+    from jointbert.device_arrays import read
+    from jointbert.models.refiner import JointRefiner
+    from jointbert.weights import load_weights
+
+    if not torch.cuda.is_available():
+        typer.echo("Error: torch finds no GPU", err=True)
+        raise typer.Exit(2)
+    rate = matrix_rate()
+    print(f"{gpu.device()['device']}, a product of float16 reaches {rate / 1e12:.0f} TFLOP/s")
+    backends = {p: CudaBackend(load_weights(), precision=p) for p in ("f16", "bf16")}
+    model = JointRefiner.load().cuda().half()
+    chosen = {0: "cluster", 1: "grid", 2: "tiles"}
+    poses = load_demo().predictions
+    more = {"matrix_flop_per_s": rate, "clusters": backends["f16"].refiner(0).clusters}
+    print(f"{'batch':>6s} {'runtime':28s}{'p50 us':>10s}{'p99 us':>10s}{'of product':>12s}")
+    for batch in (int(b) for b in batches.split(",")):
+        joints = torch.from_numpy(np.resize(poses, (batch, 14, 3))).cuda()
+        given, library = read(joints, "joints")
+        out = DeviceResult(
+            library.empty((batch, 14, 3), "float32"),
+            library.empty((batch, 14), "float32"),
+            library.empty((batch,), "uint8"),
+            None,
+            None,
+        )
+        asked = DeviceBatch(given, np.arange(14, dtype=np.int32), 1.0, False, None, None, None)
+        runtimes: dict[str, Any] = {}
+        for precision, backend in backends.items():
+            for variant in (0, 1, 2) if precision == "f16" else (-1,):
+                try:
+                    backend.enqueue(asked, out, library.stream, variant)
+                except RuntimeError:  # not on this GPU, or not for so many
+                    continue
+                name = f"ours {precision} {chosen.get(variant, 'chosen')}"
+                runtimes[name] = lambda _, b=backend, v=variant, o=out, a=asked: b.enqueue(
+                    a, o, torch.cuda.current_stream().cuda_stream, v
+                )
+        features = torch.randn(batch, 14, 8, device="cuda", dtype=torch.half)
+        with torch.inference_mode():
+            runtimes["torch f16"] = lambda _, f=features: model(f)
+            if compiled and batch in (1, 16, 256, 4096):  # each takes seconds to compile
+                torch._dynamo.reset()
+                fast = torch.compile(model, mode="reduce-overhead", dynamic=False)
+                runtimes["torch.compile f16, graphs"] = lambda _, f=features, m=fast: m(f)
+            for name, run in runtimes.items():
+                p50, p99 = gpu.percentiles(run, repeats=500)
+                share = batch * OPERATIONS / (p50 * 1e-6) / rate
+                print(f"{batch:6d} {name:28s}{p50:10.1f}{p99:10.1f}{100 * share:10.1f} %", flush=True)
+                row = {"batch": batch, "runtime": name, "p50_us": p50, "p99_us": p99, "of_matrix_rate": share}
+                row["chosen"] = name.endswith(chosen[backends["f16"].refiner(0).choose(batch)])
+                path = gpu.write("refiner", row, ("batch", "runtime"), more)
+
+    print(f"{'call':40s}{'p50 us':>10s}{'p99 us':>10s}")
+    refiner, on_cpu = Refiner(backend="cuda"), Refiner()
+    tensor = torch.from_numpy(poses[:1]).cuda()
+    waits = {
+        "tensor, until it is enqueued": lambda: refiner(tensor),
+        "tensor, until it is done": lambda: (refiner(tensor), torch.cuda.synchronize()),
+        "NumPy, through pinned memory": lambda: refiner(poses[:1]),
+        "NumPy, native on one core": lambda: on_cpu(poses[:1]),
+        "NumPy, 256 poses": lambda: refiner(poses),
+        "NumPy, 256 poses, native on one core": lambda: on_cpu(poses),
+    }
+    for name, call in waits.items():
+        p50, p99 = wall_clock(call, torch.cuda.synchronize)
+        print(f"{name:40s}{p50:10.1f}{p99:10.1f}")
+        path = gpu.write("refine_call", {"call": name, "p50_us": p50, "p99_us": p99}, ("call",))
+    print(f"wrote {path}")
+
+
+def matrix_rate() -> float:
+    """Operations a second of a float16 product of 8192 x 8192, sums in float32."""
+    import torch
+
+    from benchmarks import gpu
+
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.half) for _ in range(2))
+    out = torch.empty_like(a)
+    p50, _ = gpu.percentiles(lambda _: torch.mm(a, b, out=out), repeats=50, warmup=10)
+    return 2 * 8192**3 / (p50 * 1e-6)
+
+
+def wall_clock(call: Any, settle: Any) -> tuple[float, float]:
+    """p50 and p99 of a call in microseconds; the GPU is idle when it begins."""
+    for _ in range(50):
+        call()
+    times = []
+    for _ in range(500):
+        settle()
+        begin = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - begin) / 1e3)
+    p50, p99 = np.percentile(times, (50, 99))
+    return float(p50), float(p99)
+
+
+if __name__ == "__main__":
+    typer.run(main)

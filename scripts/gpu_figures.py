@@ -1,0 +1,62 @@
+"""The README's GPU figures, from benchmarks/results alone.
+
+    python scripts/gpu_figures.py
+
+Writes them between the README's two marks; without a result, that nothing was measured yet.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- GPU figures: scripts/gpu_figures.py writes them -->\n", "<!-- end of GPU figures -->\n"
+NOTHING = "Not yet measured: no GPU was at hand. What a model of an H100 predicts is in [docs/gpu.md](docs/gpu.md).\n"
+REFINER_BATCHES, HEATMAP_BATCHES = (1, 16, 256, 4096), (1, 256)
+
+
+def figures(results: Path) -> str:
+    """The text between the marks for a folder of results."""
+    files = sorted(results.glob("nvidia*.json"))
+    return "\n".join(of_device(json.loads(f.read_text(encoding="utf-8")), f.name) for f in files) if files else NOTHING
+
+
+def of_device(content: dict[str, Any], file: str) -> str:
+    """A device's tables."""
+    name = next(iter(content.values()))["device"]
+    lines = [f"{name} (`benchmarks/results/{file}`), p50 and p99 in microseconds:", "", "```"]
+    if "refiner" in content:
+        lines += [f"{'refiner, batch':>16s} {'runtime':28s}{'p50':>9s}{'p99':>9s}"]
+        for row in content["refiner"]["rows"]:
+            if row["batch"] in REFINER_BATCHES and (row.get("chosen") or not row["runtime"].startswith("ours")):
+                lines.append(f"{row['batch']:16d} {row['runtime']:28s}{row['p50_us']:9.1f}{row['p99_us']:9.1f}")
+    for row in content.get("refine_call", {}).get("rows", []):
+        lines.append(f"{'refine(), 1 or n':>16s} {row['call']:40s}{row['p50_us']:9.1f}{row['p99_us']:9.1f}")
+    if "soft_argmax" in content:
+        lines += [f"{'maps, batch':>16s} {'runtime':28s}{'p50':>9s}{'p99':>9s}{'of bandwidth':>14s}"]
+        for row in content["soft_argmax"]["rows"]:
+            if row["batch"] in HEATMAP_BATCHES and row["layout"].startswith("contiguous"):
+                runtime = f"{row['runtime']} {row['dtype']}"
+                share = f"{100 * row['of_bandwidth']:.0f} %"
+                lines.append(f"{row['batch']:16d} {runtime:28s}{row['p50_us']:9.1f}{row['p99_us']:9.1f}{share:>14s}")
+    return "\n".join([*lines, "```", ""])
+
+
+def replaced(readme: str, results: Path) -> str:
+    """The README with the figures of today.
+
+    Raises:
+        ValueError: a README without the marks.
+    """
+    before, _, rest = readme.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError("README.md: the marks of the GPU figures are missing")
+    return before + BEGIN + figures(results) + END + after
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(replaced(path.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"), encoding="utf-8")

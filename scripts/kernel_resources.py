@@ -1,0 +1,123 @@
+"""Registers, shared memory, spills, occupancy and barriers of the GPU kernels, as a table.
+
+    python scripts/kernel_resources.py [--arch 90a]
+
+Compiles csrc/cuda with nvcc, and its sizes with g++; no GPU is needed. The table in docs/gpu.md is this one's.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+# Shared memory of a processor, and of a block at most, in KiB; threads of a processor.
+PROCESSORS = {"75": (64, 64, 1024), "80": (164, 163, 2048), "86": (100, 99, 1536), "89": (100, 99, 1536)}
+PROCESSORS |= {"90a": (228, 227, 2048), "100": (228, 227, 2048), "120": (100, 99, 1536)}
+LAYERS = 12
+SIZES = """
+#include "refiner.cu"
+using namespace jointbert::cuda;
+int main() {
+    std::printf("tiles1 %zu\\ntiles2 %zu\\nsplit3 %zu\\nsplit4 %zu\\nexchange %zu\\n", sizeof(TileMemory<1>),
+                sizeof(TileMemory<2>), sizeof(SplitMemory<3>), sizeof(SplitMemory<4>), sizeof(Exchange));
+}
+extern "C" cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) { return cudaErrorNotSupported; }
+"""
+
+
+class Kernel(NamedTuple):
+    """What the compiler says of one."""
+
+    name: str
+    registers: int
+    static_bytes: int
+    spilled: int
+
+
+def main(arch: Annotated[str, typer.Option(help=f"One of {', '.join(PROCESSORS)}.")] = "90a") -> None:
+    """Print the table."""
+    nvcc, compiler = shutil.which("nvcc"), shutil.which("g++")
+    if arch not in PROCESSORS or nvcc is None or compiler is None:
+        typer.echo(f"Error: expected nvcc, g++ and an architecture of {', '.join(PROCESSORS)}", err=True)
+        raise typer.Exit(2)
+    shared_kib, block_kib, threads = PROCESSORS[arch]
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = measure(compiler, Path(nvcc), Path(folder))
+        kernels = [
+            k for source in ("refiner.cu", "soft_argmax.cu") for k in compile_kernels(nvcc, CUDA / source, arch, Path(folder))
+        ]
+    print("| kernel | threads | registers | shared memory | spilled bytes | blocks a processor | barriers |")
+    print("|---|---|---|---|---|---|---|")
+    for kernel in kernels:
+        block, dynamic, barriers = shape(kernel.name, sizes, block_kib << 10)
+        if dynamic is None or kernel.registers <= 8:  # left out on this architecture
+            continue
+        shared = kernel.static_bytes + dynamic
+        of_registers = 65536 // (-(-kernel.registers // 8) * 8 * block)
+        blocks = min(of_registers, (shared_kib << 10) // (shared + 1024), threads // block)
+        print(f"| {kernel.name} | {block} | {kernel.registers} | {shared:,} | {kernel.spilled} | {blocks} | {barriers} |")
+
+
+def measure(compiler: str, nvcc: Path, folder: Path) -> dict[str, int]:
+    """Sizes of what lies in dynamic shared memory."""
+    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"], capture_output=True, text=True, check=False)
+    top = next(line.removeprefix("#$ TOP=").strip() for line in dry.stderr.splitlines() if line.startswith("#$ TOP="))
+    source, program = folder / "sizes.cpp", folder / "sizes"
+    source.write_text(SIZES)
+    where = ["-isystem", f"{top}/include", "-I", str(CUDA)]
+    subprocess.run([compiler, "-std=c++17", "-w", *where, str(source), "-o", str(program)], check=True)
+    printed = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    return {name: int(size) for name, size in (line.split() for line in printed.splitlines())}
+
+
+def compile_kernels(nvcc: str, source: Path, arch: str, folder: Path) -> list[Kernel]:
+    """Every kernel of a file; of those that differ by type alone, float16's."""
+    command = [nvcc, "-std=c++17", "-O3", "-Xptxas=-v", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-c", str(source)]
+    done = subprocess.run([*command, "-o", str(folder / "o")], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    found = []
+    for part in (done.stdout + done.stderr).split("Compiling entry function")[1:]:
+        mangled, registers = re.search(r"'(\S+)'", part), re.search(r"Used (\d+) registers", part)
+        spilled, static = re.search(r"(\d+) bytes spill stores", part), re.search(r"(\d+) bytes smem", part)
+        assert mangled is not None
+        assert registers is not None
+        assert spilled is not None
+        name = mangled[1]
+        if "__nv_bfloat16" in name or "kernelIf" in name:
+            continue
+        kind = re.search(r"\d([a-z]+)_kernel", name)
+        assert kind is not None
+        numbers = re.findall(r"L[ib](\d+)E", name)
+        label = kind[1] + (f"<{', '.join(numbers)}>" if numbers else "")
+        found.append(Kernel(label, int(registers[1]), int(static[1]) if static else 0, int(spilled[1])))
+    return sorted(found)
+
+
+def shape(name: str, sizes: dict[str, int], block_bytes: int) -> tuple[int, int | None, str]:
+    """Threads, dynamic shared memory (None: more than there is), and barriers of a launch of the 12 layers."""
+    halves = 2 * LAYERS
+    if name.startswith("tiles"):
+        memory = sizes[f"tiles{name[6]}"]
+        return 256, memory if memory <= block_bytes else None, f"{8 * halves + halves} of a block"
+    if name.startswith(("cluster", "grid")):
+        memory = sizes[f"split{name[name.index('<') + 1]}"]
+        if memory > block_bytes:
+            return 256, None, ""
+        kind = "a cluster" if name.startswith("cluster") else "8 blocks"
+        exchange = sizes["exchange"] if name.startswith("cluster") else 0  # one pose's
+        return 256, memory + exchange, f"{2 * halves + 1} of {kind}"
+    threads = {"maps<256": 256, "maps<512": 512, "pixels": 448, "backward": 256}
+    return next(t for kind, t in threads.items() if name.startswith(kind)), 0, "2 of a block"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,60 @@
+"""The README's GPU figures come from the results files, and from nowhere else."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = runpy.run_path(str(ROOT / "scripts" / "gpu_figures.py"))
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert SCRIPT["replaced"](readme, ROOT / "benchmarks" / "results") == readme
+
+
+def test_figures_of_a_device(tmp_path: Path) -> None:
+    assert "Not yet measured" in SCRIPT["figures"](tmp_path)
+    times = {"p50_us": 36.5, "p99_us": 41.25}
+    content = {
+        "refiner": {
+            "device": "NVIDIA Fast",
+            "rows": [
+                {"batch": 1, "runtime": "ours f16 cluster", "chosen": True, **times},
+                {"batch": 1, "runtime": "ours f16 tiles", "chosen": False, **times},
+                {"batch": 1, "runtime": "torch f16", "chosen": False, **times},
+                {"batch": 2, "runtime": "torch f16", "chosen": False, **times},
+            ],
+        },
+        "soft_argmax": {
+            "device": "NVIDIA Fast",
+            "rows": [
+                {
+                    "batch": 256,
+                    "runtime": "ours",
+                    "dtype": "float16",
+                    "layout": "contiguous_format",
+                    "of_bandwidth": 0.87,
+                    **times,
+                }
+            ],
+        },
+    }
+    (tmp_path / "nvidia-fast.json").write_text(json.dumps(content))
+    text = SCRIPT["figures"](tmp_path)
+    assert "NVIDIA Fast (`benchmarks/results/nvidia-fast.json`)" in text
+    assert [line.split()[:3] for line in text.splitlines() if "36.5" in line] == [
+        ["1", "ours", "f16"],
+        ["1", "torch", "f16"],
+        ["256", "ours", "float16"],
+    ]
+    assert "87 %" in text
+
+
+def test_a_readme_without_the_marks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the marks of the GPU figures are missing"):
+        SCRIPT["replaced"]("# nothing", tmp_path)
