@@ -10,11 +10,8 @@ run the network alone, so the comparison favours them.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -26,41 +23,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-def cpu_name() -> str:
-    """The processor's name as the system states it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def pin(threads: int) -> list[int]:
-    """Pins the process to its first ``threads`` cores, where the system can; returns them."""
-    if not hasattr(os, "sched_setaffinity"):
-        return []
-    cores = sorted(os.sched_getaffinity(0))[:threads]
-    os.sched_setaffinity(0, cores)
-    return cores
-
-
-def interleaved(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, np.ndarray]:
-    """Times each call in turn, again and again, for about ``seconds``; microseconds."""
-    for call in calls.values():
-        end = time.perf_counter() + 0.3
-        while time.perf_counter() < end:
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or min(map(len, times.values())) < 20:
-        for name, call in calls.items():
-            call()  # once to bring its own weights back into the caches
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return {name: 1e6 * np.array(values) for name, values in times.items()}
-
-
 def main(
     threads: Annotated[int, typer.Option(help="Threads of every runtime.", min=1)] = 1,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; may be given several times.")] = None,
@@ -69,6 +31,8 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
     """Latency of refine() by the native backend, ONNX Runtime and torch."""
+    from jointbert.bench import cpu_name, interleaved, pin
+
     cores = pin(threads)
     import onnxruntime as ort
     import torch

@@ -1,4 +1,4 @@
-"""The command line: ``jointbert refine | evaluate | demo | export | info``. Errors are one sentence and exit code 2."""
+"""The command line: ``jointbert refine | evaluate | demo | bench | export | info``. Errors are one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SequenceOption = Annotated[
     bool, typer.Option("--sequence", help="The file is one video of one person: refine each frame with those around it.")
 ]
 WeightsOption = Annotated[str, typer.Option(help="Shipped weights' name, or a .safetensors file.")]
-BackendOption = Annotated[str, typer.Option(help="auto, native or torch.")]
+BackendOption = Annotated[str, typer.Option(help="auto, native, cuda or torch.")]
 ThreadsOption = Annotated[int, typer.Option(help="CPU threads.")]
 
 
@@ -50,7 +50,7 @@ def _one_sentence() -> Iterator[None]:
             raise  # the reader of the output has gone: click ends quietly
         except OSError as error:
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        except (ValueError, TypeError, ImportError) as error:
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:
             message = str(error)
     for warning in caught:
         typer.echo(f"Warning: {warning.message}", err=True)
@@ -258,6 +258,37 @@ def demo(
 
 
 @app.command()
+def bench(
+    batch: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,16,256",
+    threads: ThreadsOption = 1,
+    seconds: Annotated[float, typer.Option(help="How long to measure each batch size.", min=0)] = 3.0,
+    weights: WeightsOption = "nyu14",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Time refine() here by every backend, warmed up and interleaved."""
+    with _one_sentence():
+        from jointbert.bench import bench as measure
+
+        _check_folder(json_file)
+        try:
+            sizes = [int(size) for size in batch.split(",")]
+        except ValueError:
+            raise ValueError(f"batch: got {batch!r}; expected sizes with commas, as in 1,16,256") from None
+        report = measure(weights, sizes, threads, seconds)
+        typer.echo(", ".join(f"{key} {value}" for key, value in report.where.items()))
+        typer.echo(f"{'batch':>6s} {'backend':26s}{'p50 us':>11s}{'p99 us':>11s}{'p50 over native':>18s}")
+        base = {row.batch: row.p50_us for row in report.rows if row.call == "native"}
+        for row in report.rows:
+            ratio = row.p50_us / base[row.batch]
+            typer.echo(f"{row.batch:6d} {row.call:26s}{row.p50_us:11.1f}{row.p99_us:11.1f}{ratio:18.2f}")
+        for name, why in report.missing.items():
+            typer.echo(f"not here: {name}: {why}")
+        if json_file is not None:
+            content = {**report.where, "rows": [row._asdict() for row in report.rows], "missing": report.missing}
+            json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
 def export(
     output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The ONNX file to write.")],
     weights: WeightsOption = "nyu14",
@@ -286,7 +317,7 @@ def info(weights: WeightsOption = "nyu14") -> None:
                 backend = load_backend(name, loaded, 1)
                 detail = getattr(backend, "isa", "")
                 state = f"available{f', {detail}' if detail else ''}"
-            except ImportError as error:
+            except (ImportError, RuntimeError) as error:
                 state = f"not available: {error}"
             typer.echo(f"backend {name}: {state}")
         parameters = sum(tensor.size for tensor in loaded.tensors.values())

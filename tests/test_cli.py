@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jointbert
+from jointbert.backends import BACKENDS
 from jointbert.camera import NYU
 from jointbert.evaluation.textformat import read_joints, write_joints
 
@@ -126,6 +127,17 @@ def test_export(tmp_path: Path) -> None:
     assert (tmp_path / "refiner.onnx").stat().st_size > 6e6
 
 
+def test_bench_times_what_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    output = run("bench", "--batch", "1,3", "--seconds", "0", "--json", file).stdout
+    content = json.loads(file.read_text())
+    assert {row["batch"] for row in content["rows"] if row["call"] == "native"} == {1, 3}
+    assert all(0 < row["p50_us"] <= row["p99_us"] and row["runs"] >= 20 for row in content["rows"])
+    assert {row["call"].split(",")[0] for row in content["rows"]} | content["missing"].keys() == set(BACKENDS)
+    for name in content["missing"]:
+        assert f"not here: {name}: " in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -140,6 +152,10 @@ def test_export(tmp_path: Path) -> None:
         (("refine", "in.txt", "out.txt", "--format", "xyz", "--weights", "big"), "weights: 'big' is not shipped"),
         (("refine", "in.txt", "out.txt", "--format", "xyz", "--backend", "gpu"), "backend: got 'gpu'"),
         (("refine", "in.txt", "out.txt", "--format", "xyz", "--threads", "0"), "threads: got 0"),
+        (("bench", "--batch", "1;2"), "batch: got '1;2'; expected sizes with commas"),
+        (("bench", "--batch", "1,0"), "batch: got [1, 0]; expected sizes of at least 1"),
+        (("bench", "--threads", "0"), "threads: got 0"),
+        (("bench", "--json", "no/x.json"), "does not exist"),
         (("refine", "in.txt", "out.txt", "--format", "xyz", "--error-mm", "-1"), "error_mm: got -1"),
         (("refine", "short.txt", "out.txt", "--format", "xyz"), "line 1 has 3 numbers; expected 42"),
         (("refine", ".", "out.txt", "--format", "xyz"), "Is a directory"),

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,10 @@ def load_module() -> Any:
     try:
         from jointbert import _cuda
     except ImportError as error:
+        built = any(path.suffix in (".so", ".pyd") for path in Path(__file__).parents[1].glob("_cuda*"))
+        reason = f" that load ({error})" if built else ""
         raise ImportError(
-            f"jointbert: this installation has no GPU kernels ({error}); install it where nvcc and a GPU are found, or, "
+            f"jointbert: this installation has no GPU kernels{reason}; install it where nvcc and a GPU are found, or, "
             "with nvcc alone, with -C cmake.define.JOINTBERT_CUDA_ARCHS=all"
         ) from None
     return _cuda
