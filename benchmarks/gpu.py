@@ -14,10 +14,13 @@ import torch
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def percentiles(call: Callable[[int], object], repeats: int = 1000, warmup: int = 20) -> tuple[float, float]:
+def percentiles(
+    call: Callable[[int], object], repeats: int = 1000, warmup: int = 20, together: int = 50
+) -> tuple[float, float]:
     """p50 and p99 of the device's time for ``call(k)``, microseconds; ``k`` counts on from the warm-up.
 
-    All calls are enqueued behind a kernel that waits, so the device never waits for the host; two events stand around each.
+    ``together`` calls at a time are enqueued behind a kernel that waits, so the device never waits for the host; two events
+    stand around each. The queue holds some thousand launches: what launches many kernels takes fewer calls together.
 
     Raises:
         RuntimeError: the host was slower than the kernel that waits.
@@ -27,7 +30,7 @@ def percentiles(call: Callable[[int], object], repeats: int = 1000, warmup: int 
     torch.cuda.synchronize()
     times: list[float] = []
     while len(times) < repeats:
-        pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(50)]
+        pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(together)]
         torch.cuda._sleep(60_000_000)  # some 30 ms: longer than it takes to enqueue what follows
         for k, (begin, end) in enumerate(pairs):
             begin.record()

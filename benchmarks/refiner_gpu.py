@@ -74,12 +74,17 @@ def main(
         features = torch.randn(batch, 14, 8, device="cuda", dtype=torch.half)
         with torch.inference_mode():
             runtimes["torch f16"] = lambda _, f=features: model(f)
-            if compiled and batch in (1, 16, 256, 4096):  # each takes seconds to compile
+            if compiled and batch in (1, 256, 4096):  # each takes seconds to compile
                 torch._dynamo.reset()
                 fast = torch.compile(model, mode="reduce-overhead", dynamic=False)
                 runtimes["torch.compile f16, graphs"] = lambda _, f=features, m=fast: m(f)
             for name, run in runtimes.items():
-                p50, p99 = gpu.percentiles(run, repeats=500)
+                eager = name == "torch f16"  # some 180 launches a call
+                try:
+                    p50, p99 = gpu.percentiles(run, 60 if eager else 500, 3 if eager else 20, 3 if eager else 50)
+                except RuntimeError as error:
+                    print(f"{batch:6d} {name:28s} failed: {' '.join(str(error).split())[:80]}")
+                    continue
                 share = batch * OPERATIONS / (p50 * 1e-6) / rate
                 print(f"{batch:6d} {name:28s}{p50:10.1f}{p99:10.1f}{100 * share:10.1f} %", flush=True)
                 row = {"batch": batch, "runtime": name, "p50_us": p50, "p99_us": p99, "of_matrix_rate": share}

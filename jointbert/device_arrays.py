@@ -152,7 +152,8 @@ class _CuPy:
             self.stream = int(cupy.cuda.get_current_stream().ptr)
 
     def read(self, array: Any) -> DeviceArray:
-        array = self.cupy.ascontiguousarray(array)
+        with self.cupy.cuda.Device(self.device):
+            array = self.cupy.ascontiguousarray(array)
         return DeviceArray(int(array.data.ptr), tuple(array.shape), array.dtype.name, self.device, array, self.stream)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
@@ -184,6 +185,8 @@ class _Other:
         if isinstance(value, np.ndarray):
             return self._sent(np.ascontiguousarray(np.broadcast_to(value, shape), dtype=dtype))
         array, _ = read(value, name)
+        if array.device != self.device:
+            raise ValueError(f"{name}: the array is on GPU {array.device}, the joints on GPU {self.device}")
         if array.shape != shape or array.dtype != dtype:
             raise ValueError(f"{name}: got {array.dtype} of the shape {array.shape}; expected {dtype} of the shape {shape}")
         return array
@@ -209,7 +212,8 @@ def _read_interface(value: Any, name: str) -> DeviceArray:
         item = int(interface["typestr"][2:])
         _check_order(shape, tuple(s // item for s in strides), name)
     # Version 3 names the stream that its producer works on; None: what is there is finished.
-    return DeviceArray(interface["data"][0], shape, dtype, _device_of(value), value, interface.get("stream"))
+    address = interface["data"][0]
+    return DeviceArray(address, shape, dtype, _device_of(value, address), value, interface.get("stream"))
 
 
 def _read_dlpack(value: Any, name: str) -> DeviceArray:
@@ -222,9 +226,13 @@ def _read_dlpack(value: Any, name: str) -> DeviceArray:
     return DeviceArray(address, shape, _DLPACK_KINDS.get(kind, kind), device, owner, _LEGACY_STREAM)
 
 
-def _device_of(value: Any) -> int:
-    """The interface does not tell; DLPack does."""
-    return int(value.__dlpack_device__()[1]) if hasattr(value, "__dlpack_device__") else 0
+def _device_of(value: Any, address: int) -> int:
+    """The interface does not tell; DLPack does, and so does CUDA."""
+    if hasattr(value, "__dlpack_device__"):
+        return int(value.__dlpack_device__()[1])
+    from jointbert.backends.cuda import load_module
+
+    return max(0, int(load_module().device_of(address)))
 
 
 def _check_order(shape: tuple[int, ...], strides: tuple[int, ...], name: str) -> None:

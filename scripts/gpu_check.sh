@@ -15,9 +15,12 @@ python=${PYTHON:-python3}
 failed=0
 : >"$out/log.txt"
 
-part() { # part NAME SECONDS COMMAND...
+all=530 # seconds
+
+part() { # part NAME SECONDS COMMAND...: at most so long, and no longer than all may take together
     local name=$1 seconds=$2 begin=$SECONDS
     shift 2
+    if ((all - SECONDS < seconds)); then seconds=$((all > SECONDS ? all - SECONDS : 1)); fi
     echo "=== $name: $*" >>"$out/log.txt"
     if timeout -k 5 "$seconds" "$@" >>"$out/log.txt" 2>&1; then
         echo "ok      $name ($((SECONDS - begin)) s)"

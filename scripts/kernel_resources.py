@@ -29,7 +29,11 @@ int main() {
     std::printf("tiles1 %zu\\ntiles2 %zu\\nsplit3 %zu\\nsplit4 %zu\\nexchange %zu\\n", sizeof(TileMemory<1>),
                 sizeof(TileMemory<2>), sizeof(SplitMemory<3>), sizeof(SplitMemory<4>), sizeof(Exchange));
 }
-extern "C" cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) { return cudaErrorNotSupported; }
+extern "C" {
+cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) { return cudaErrorNotSupported; }
+cudaError_t cudaMemPoolCreate(cudaMemPool_t*, const cudaMemPoolProps*) { return cudaErrorNotSupported; }
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaErrorNotSupported; }
+}
 """
 
 

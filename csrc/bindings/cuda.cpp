@@ -138,6 +138,13 @@ void copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes, int device,
           "cudaMemcpyAsync");
 }
 
+// The device whose memory an address lies in; -1: none.
+int device_of(std::uintptr_t at) {
+    cudaPointerAttributes attributes{};
+    if (cudaPointerGetAttributes(&attributes, pointer<const void>(at)) != cudaSuccess) return cudaGetLastError(), -1;
+    return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged ? attributes.device : -1;
+}
+
 void synchronize(std::uintptr_t stream, int device) {
     const OnDevice on(device);
     const py::gil_scoped_release release;
@@ -172,7 +179,9 @@ PYBIND11_MODULE(_cuda, m) {
         .def(py::init<std::vector<std::size_t>, std::vector<std::size_t>, std::size_t, int>(), py::arg("inputs"),
              py::arg("outputs"), py::arg("rows"), py::arg("device"))
         .def_property_readonly("stream", [](const GraphSession& self) { return address(self.stream()); })
-        .def_property_readonly("recorded", &GraphSession::recorded)
+        // Without the GIL: whoever captures holds the session, and needs the GIL to go on.
+        .def_property_readonly("recorded",
+                               py::cpp_function(&GraphSession::recorded, py::call_guard<py::gil_scoped_release>()))
         .def(
             "input", [](const GraphSession& self, std::size_t i) { return address(self.input(i)); }, py::arg("i"))
         .def(
@@ -185,6 +194,7 @@ PYBIND11_MODULE(_cuda, m) {
         .def(py::init<std::size_t, int>(), py::arg("bytes"), py::arg("device"))
         .def_property_readonly("address", [](const Memory& self) { return address(self.data()); });
     m.def("copy", &copy, py::arg("to"), py::arg("source"), py::arg("bytes"), py::arg("device"), py::arg("stream"));
+    m.def("device_of", &device_of, py::arg("address"));
     m.def("synchronize", &synchronize, py::arg("stream"), py::arg("device"));
     m.def("read_dlpack", &jointbert::dlpack::read, py::arg("capsule"));
     m.def("write_dlpack", &jointbert::dlpack::write, py::arg("data"), py::arg("shape"), py::arg("code"),

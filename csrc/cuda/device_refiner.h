@@ -16,6 +16,7 @@ class DeviceRefiner {
     // lacks.
     DeviceRefiner(const void* ends, std::size_t ends_bytes, const void* chunks, std::size_t chunks_bytes, int layers,
                   Precision precision, int device);
+    ~DeviceRefiner();
 
     int device() const { return number_; }
     const Device& properties() const { return device_; }

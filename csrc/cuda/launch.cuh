@@ -21,19 +21,39 @@ constexpr unsigned kClusterBlocks = 8;
 
 struct Shape {
     dim3 grid, block;
-    std::size_t shared_bytes = 0;  // dynamic; more than 48 KiB is asked for
+    std::size_t shared_bytes = 0;  // dynamic; see allow_shared
     Together together = Together::kNone;
 };
+
+// Once for a kernel and device, before launches with more than 48 KiB of dynamic shared memory; loads the kernel.
+template <class... P>
+cudaError_t allow_shared(void (*kernel)(P...), std::size_t most) {
+#if defined(__CUDACC__)
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(most));
+#else
+    (void)kernel, (void)most;
+    return cudaSuccess;
+#endif
+}
+
+// The compute capability (10 * major + minor) that a kernel on this device was compiled for.
+template <class... P>
+cudaError_t compiled_for(void (*kernel)(P...), int& capability) {
+#if defined(__CUDACC__)
+    cudaFuncAttributes attributes{};
+    const cudaError_t code = cudaFuncGetAttributes(&attributes, kernel);
+    capability = attributes.ptxVersion;
+    return code;
+#else
+    (void)kernel, (void)capability;
+    return cudaSuccess;
+#endif
+}
 
 // kernel<<<grid, block, shared_bytes, stream>>>(arguments...), and what became of it.
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), const Shape& shape, cudaStream_t stream, A&&... arguments) {
 #if defined(__CUDACC__)
-    if (shape.shared_bytes > (48u << 10)) {
-        const cudaError_t code =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes));
-        if (code != cudaSuccess) return code;
-    }
     cudaLaunchAttribute attribute{};
     cudaLaunchConfig_t config{};
     config.gridDim = shape.grid;
@@ -70,13 +90,13 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t str
 }
 
 // Memory for one launch: there when the stream comes to it, its first bytes of every `pitch` cleared.
-inline cudaError_t take_memory(void** memory, std::size_t pitch, std::size_t count, std::size_t cleared,
-                               cudaStream_t stream) {
+inline cudaError_t take_memory(void** memory, cudaMemPool_t pool, std::size_t pitch, std::size_t count,
+                               std::size_t cleared, cudaStream_t stream) {
 #if defined(__CUDACC__)
-    const cudaError_t code = cudaMallocAsync(memory, pitch * count, stream);
+    const cudaError_t code = cudaMallocFromPoolAsync(memory, pitch * count, pool, stream);
     return code == cudaSuccess ? cudaMemset2DAsync(*memory, pitch, 0, cleared, count, stream) : code;
 #else
-    (void)stream;
+    (void)stream, (void)pool;
     auto* bytes = static_cast<unsigned char*>(*memory = std::aligned_alloc(256, (pitch * count + 255) / 256 * 256));
     std::memset(bytes, 0xff, pitch * count);
     for (std::size_t i = 0; i < count; ++i) std::memset(bytes + i * pitch, 0, cleared);

@@ -828,7 +828,7 @@ cudaError_t launch_grid(const Device& device, const Network& network, const Pose
                       Together::kGrid};
     const std::size_t team_bytes = 128 + kClusterBlocks * std::size_t(together) * sizeof(Exchange);
     void* memory = nullptr;
-    cudaError_t code = take_memory(&memory, team_bytes, std::size_t(teams), 128, stream);
+    cudaError_t code = take_memory(&memory, device.pool, team_bytes, std::size_t(teams), 128, stream);
     if (code == cudaSuccess)
         code = launch(small ? grid_kernel<T, kSmallSplitStages> : grid_kernel<T, kSplitStages>, shape, stream, poses,
                       network, refined, together, static_cast<char*>(memory), team_bytes);
@@ -857,7 +857,7 @@ bool has(const Device& device, Variant variant, int poses) {
         case Variant::kCluster:
             return device.clusters > 0 && most_of_cluster(device) > 0;
         case Variant::kGrid:
-            return device.cooperative && poses <= grid_teams(device) * kSplitPoses;
+            return device.cooperative && device.pool && poses <= grid_teams(device) * kSplitPoses;
         case Variant::kTiles:
             return true;
     }
@@ -883,13 +883,30 @@ cudaError_t refine(const Device& device, const Network& network, const Poses& po
 
 namespace {
 
+std::size_t most_cluster_bytes(const Device& device) {
+    return sizeof(SplitMemory<kSplitStages>) + std::size_t(most_of_cluster(device)) * sizeof(Exchange);
+}
+
+// Loads all kernels of a type that the device runs, with as much shared memory as they may ever ask for. Once, since
+// that is a setting of the kernel and not of a launch.
+template <class T>
+cudaError_t make_ready(const Device& device) {
+    cudaError_t code = allow_shared(tiles_kernel<T, 1>, sizeof(TileMemory<1>));
+    const auto also = [&](auto kernel, std::size_t bytes) {
+        if (code == cudaSuccess) code = allow_shared(kernel, bytes);
+    };
+    const bool small = device.shared_bytes < int(sizeof(SplitMemory<kSplitStages>));
+    if (device.capability >= 80) also(tiles_kernel<T, 2>, sizeof(TileMemory<2>));
+    if (small) also(grid_kernel<T, kSmallSplitStages>, sizeof(SplitMemory<kSmallSplitStages>));
+    if (!small) also(grid_kernel<T, kSplitStages>, sizeof(SplitMemory<kSplitStages>));
+    if (device.capability >= 90 && most_of_cluster(device) > 0)
+        also(cluster_kernel<T, kSplitStages>, most_cluster_bytes(device));
+    return code;
+}
+
 // Clusters of the most poses that can be there at once.
 cudaError_t count_clusters(const Device& device, int& clusters) {
 #if defined(__CUDACC__)
-    const auto kernel = cluster_kernel<__half, kSplitStages>;
-    const int bytes = int(sizeof(SplitMemory<kSplitStages>)) + most_of_cluster(device) * int(sizeof(Exchange));
-    const cudaError_t code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (code != cudaSuccess) return code;
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = kClusterBlocks;
@@ -897,25 +914,37 @@ cudaError_t count_clusters(const Device& device, int& clusters) {
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(kClusterBlocks);
     config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = std::size_t(bytes);
+    config.dynamicSmemBytes = most_cluster_bytes(device);
     config.attrs = &attribute;
     config.numAttrs = 1;
-    return cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+    return cudaOccupancyMaxActiveClusters(&clusters, cluster_kernel<__half, kSplitStages>, &config);
 #else
     clusters = device.processors / int(kClusterBlocks);
     return cudaSuccess;
 #endif
 }
 
+// Memory that stays with the pool: a grid's is asked for at every launch.
+cudaError_t make_pool(int number, cudaMemPool_t& pool) {
+    cudaMemPoolProps properties{};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location.type = cudaMemLocationTypeDevice;
+    properties.location.id = number;
+    const cudaError_t code = cudaMemPoolCreate(&pool, &properties);
+    std::uint64_t all = ~std::uint64_t(0);
+    return code == cudaSuccess ? cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all) : code;
+}
+
 }  // namespace
 
 cudaError_t ask_device(int number, Device& device) {
     device = Device{};
-    int major = 0, minor = 0;
+    int major = 0, minor = 0, pools = 0;
     const std::pair<int*, cudaDeviceAttr> asked[] = {
         {&device.processors, cudaDevAttrMultiProcessorCount},
         {&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin},
         {&device.cooperative, cudaDevAttrCooperativeLaunch},
+        {&pools, cudaDevAttrMemoryPoolsSupported},
         {&major, cudaDevAttrComputeCapabilityMajor},
         {&minor, cudaDevAttrComputeCapabilityMinor},
     };
@@ -923,8 +952,16 @@ cudaError_t ask_device(int number, Device& device) {
         const cudaError_t code = cudaDeviceGetAttribute(to, attribute, number);
         if (code != cudaSuccess) return code;
     }
-    device.capability = 10 * major + minor;
-    return major < 9 || most_of_cluster(device) < 1 ? cudaSuccess : count_clusters(device, device.clusters);
+    // A kernel of an older architecture, translated for this one, lacks what it was compiled without.
+    int compiled = device.capability = 10 * major + minor;
+    cudaError_t code = compiled_for(tiles_kernel<__half, 1>, compiled);
+    device.capability = std::min(device.capability, compiled);
+    if (code == cudaSuccess) code = make_ready<__half>(device);
+    if (code == cudaSuccess && device.capability >= 80) code = make_ready<__nv_bfloat16>(device);
+    if (code == cudaSuccess && device.capability >= 90 && most_of_cluster(device) > 0)
+        code = count_clusters(device, device.clusters);
+    if (code == cudaSuccess && pools) code = make_pool(number, device.pool);
+    return code;
 }
 
 }  // namespace jointbert::cuda

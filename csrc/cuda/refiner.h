@@ -73,9 +73,11 @@ enum class Variant : int {
 // What a device can do, asked once.
 struct Device {
     int processors, shared_bytes, cooperative;
-    int capability;  // 10 * major + minor
-    int clusters;    // of 8 blocks, at once; 0: none
+    int capability;      // 10 * major + minor, of the device or of the kernels, whichever is less
+    int clusters;        // of 8 blocks, at once; 0: none
+    cudaMemPool_t pool;  // where a cooperative grid's memory comes from; null: there are no pools
 };
+// Asks the current device, and makes its kernels ready. `device.pool` is the caller's to destroy.
 cudaError_t ask_device(int number, Device& device);
 
 // Whether the device runs a variant for so many poses, and the one to take.

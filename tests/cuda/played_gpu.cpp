@@ -84,8 +84,31 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     *value = attribute == cudaDevAttrMultiProcessorCount            ? 132
              : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
              : attribute == cudaDevAttrCooperativeLaunch            ? 1
+             : attribute == cudaDevAttrMemoryPoolsSupported         ? 1
              : attribute == cudaDevAttrComputeCapabilityMajor       ? 9
                                                                     : 0;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() {
+    CALL(cudaDeviceSynchronize);
+    finish_all();
+    return cudaSuccess;
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* at) {
+    CALL(cudaPointerGetAttributes);
+    *attributes = {};
+    attributes->type = at ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+    return cudaSuccess;
+}
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
+    CALL(cudaMemPoolCreate);
+    *pool = reinterpret_cast<cudaMemPool_t>(&played);
+    ++played.allocated;
+    return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+cudaError_t cudaMemPoolDestroy(cudaMemPool_t) {
+    --played.allocated;
     return cudaSuccess;
 }
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {

@@ -6,7 +6,11 @@
 using namespace jointbert;
 
 // No device is asked here.
-extern "C" cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) { return cudaErrorNotSupported; }
+extern "C" {
+cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) { return cudaErrorNotSupported; }
+cudaError_t cudaMemPoolCreate(cudaMemPool_t*, const cudaMemPoolProps*) { return cudaErrorNotSupported; }
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaErrorNotSupported; }
+}
 
 // `clusters` and `processors` are those of the device that the host plays; most poses a team takes follow from them.
 extern "C" int host_refine(const void* ends, const void* chunks, int layers, int precision, const void* joints,
@@ -16,7 +20,8 @@ extern "C" int host_refine(const void* ends, const void* chunks, int layers, int
                            float* size_mm, float* chirality, int variant, int processors, int shared_bytes,
                            int capability, int clusters, int schedule, unsigned seed) {
     return run(schedule, seed, [&] {
-        const cuda::Device device{processors, shared_bytes, 1, capability, clusters};
+        const auto pool = reinterpret_cast<cudaMemPool_t>(&schedule);  // any but null
+        const cuda::Device device{processors, shared_bytes, 1, capability, clusters, pool};
         const cuda::Network network{static_cast<const cuda::Ends*>(ends), static_cast<const cuda::Chunk*>(chunks),
                                     layers, cuda::Precision(precision)};
         cuda::Poses poses{joints,  cuda::Number(number), count,    {},          mm_per_unit, mirror_all != 0, mirror,

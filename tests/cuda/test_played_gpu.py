@@ -7,6 +7,7 @@ import importlib.util
 import sys
 import sysconfig
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -191,6 +192,10 @@ def test_arrays_that_do_not_fit(few: np.ndarray, refine: Callable[..., Any]) -> 
         refine(OnGpu(few, strides=(8, 40, 560)))
     with pytest.raises(ValueError, match=r"confidence: got float64 of the shape \(5, 14\); expected float32"):
         refine(OnGpu(few), confidence=OnGpu(np.zeros((5, 14))))
+    elsewhere = OnGpu(np.zeros((5, 14), np.float32))
+    elsewhere.__dlpack_device__ = lambda: (2, 1)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="confidence: the array is on GPU 1, the joints on GPU 0"):
+        refine(OnGpu(few), confidence=elsewhere)
     with pytest.raises(ValueError, match="on a GPU there are no sequences and no calibrated persons"):
         refine(OnGpu(few), sequence=True)
     with pytest.raises(ValueError, match="backend 'native' computes on the CPU; take 'auto' or 'cuda'"):
@@ -357,6 +362,21 @@ def test_a_capture_that_fails_leaves_the_session_as_it_was(gpu: ctypes.CDLL) -> 
     assert session.batches == (4,)
     x = np.arange(3, dtype=np.uint8)
     np.testing.assert_array_equal(session(x=x)["y"], x)
+
+
+def test_others_wait_for_a_capture_without_holding_it_up() -> None:
+    session = GraphSession({"x": ((), "uint8")}, {"y": ((), "uint8")}, rows=4)
+    seen: list[tuple[int, ...]] = []
+    other = threading.Thread(target=lambda: seen.append(session.batches))
+
+    def enqueue(batch: int) -> None:
+        other.start()
+        time.sleep(0.05)  # the other one waits by now, and must not have the interpreter
+        doubled(session, [])(batch)
+
+    session.capture(enqueue, batches=(4,))
+    other.join(10)
+    assert seen == [(4,)]
 
 
 def test_a_session_frees_what_it_took(gpu: ctypes.CDLL) -> None:
