@@ -36,6 +36,8 @@ class OptimConfig:
     second_pass: float = 0.0
     """Share of each batch that the refiner sees a second time: its own result, with its own sigma as the expected error. It
     learns to let that be."""
+    rest: bool = False
+    """Of the methods' own predictions, refined once, joints learn to stay; otherwise sigma alone learns from them."""
     loss: Literal["likelihood", "l2"] = "likelihood"
     """``l2``: the thesis's. ``likelihood``: Euclidean errors relative to the corruption's size, and an honest sigma."""
 

@@ -31,14 +31,14 @@ class RefinerTraining(Training[JointRefiner]):
             rows = slice(None, None, round(1 / self.experiment.optim.second_pass))  # some of every source
             once = TrainingBatch(*(x[rows] for x in batch))
             with torch.no_grad():
-                twice = again(once, self.model(once.features).float())
+                twice = again(once, self.model(once.features).float(), self.experiment.optim.rest)
             for all_rows, new in zip(batch, twice, strict=True):
                 all_rows[rows] = new
         output = self.model(batch.features)
         if self.experiment.optim.loss == "l2":
             loss = losses.l2(output, batch.target)
         else:
-            loss = losses.likelihood(output, batch.target, batch.observed, batch.counted)
+            loss = losses.likelihood(output, batch.target, batch.observed, batch.counted, batch.still)
         self.log("train/loss", loss, prog_bar=True)
         with torch.no_grad():
             error = 100 * (output[..., :3].float() - batch.target).norm(dim=-1)[batch.counted]

@@ -337,6 +337,12 @@ def test_a_second_pass_starts_where_the_first_ended(stream: PoseStream) -> None:
     assert (second.features[..., [3, 7]] == 1).all()
     torch.testing.assert_close(second.features[..., 4:6], batch.features[..., 4:6])
     assert isinstance(second, TrainingBatch)
+    assert not second.still.any()
+    batch.counted[::2] = False
+    at_rest = again(batch, output, rest=True)
+    assert torch.equal(at_rest.still, ~batch.counted)
+    assert torch.equal(at_rest.counted, batch.counted)
+    assert torch.equal(at_rest.features, second.features)
 
 
 def test_only_training_frames_are_drawn(small_folder: Path, small_leap: Path, tmp_path: Path) -> None:

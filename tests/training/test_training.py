@@ -135,6 +135,18 @@ def test_l2_by_hand() -> None:
     assert losses.l2(output, target).item() == pytest.approx(25 / 28)
 
 
+def test_joints_that_should_not_move() -> None:
+    """Moved by 30 mm of 50: the joints' term is 30 / (50 + 8), and sigma's is of what is left of the error."""
+    output, target = torch.zeros(1, 14, 4), torch.zeros(1, 14, 3)
+    output[..., 0], target[..., 0] = 0.3, 0.5
+    output[..., 3] = math.log(0.2)
+    observed, no, yes = torch.ones(1, 14, dtype=torch.bool), torch.tensor([False]), torch.tensor([True])
+    sigma = 0.1 * (0.2 / 0.2 + math.log(0.2))
+    assert losses.likelihood(output, target, observed, no, yes).item() == pytest.approx(0.3 / 0.58 + sigma, rel=1e-4)
+    assert losses.likelihood(output, target, observed, yes).item() == pytest.approx(0.2 / 0.58 + sigma, rel=1e-4)
+    assert losses.likelihood(output, target, observed, no).item() == pytest.approx(sigma, rel=1e-4)
+
+
 def test_sigma_does_not_move_the_joints() -> None:
     output = torch.randn(4, 14, 4, requires_grad=True)
     target, observed = torch.randn(4, 14, 3), torch.ones(4, 14, dtype=torch.bool)
@@ -307,7 +319,7 @@ def test_one_batch_can_be_learned_by_heart(experiment: Experiment) -> None:
         losses.likelihood(model(batch.features), batch.target, batch.observed, batch.counted).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         optimizer.step()
-    features, target, observed, _ = (x[batch.counted] for x in batch)
+    features, target, observed, *_ = (x[batch.counted] for x in batch)
     error = (model(features)[..., :3] - target).norm(dim=-1)
     before = target.norm(dim=-1)
     assert error[observed].mean() < 0.3 * before[observed].mean()

@@ -69,10 +69,14 @@ class TrainingBatch(NamedTuple):
     target: Tensor  # [B, 14, 3]: true joints minus the mean of the observed ones (missing) or minus the joint, over 100 mm
     observed: Tensor  # [B, 14] bool
     counted: Tensor  # [B] bool: joints learn from the pose; sigma alone where it is False
+    still: Tensor  # [B] bool: joints learn to stay where they are, whatever the target, which is sigma's
 
 
-def again(batch: TrainingBatch, output: Tensor) -> TrainingBatch:
+def again(batch: TrainingBatch, output: Tensor, rest: bool = False) -> TrainingBatch:
     """The batch after one pass: refined poses with every joint there, and their sigma as the expected error.
+
+    Made-up predictions have a truth to go on to. What a method predicted has none that joints may learn from (``counted`` is
+    False), but refined it is what a second pass meets: with ``rest`` it is to stay.
 
     Args:
         output: ``(B, 14, 4)`` of the refiner for ``batch``.
@@ -84,7 +88,8 @@ def again(batch: TrainingBatch, output: Tensor) -> TrainingBatch:
     sigma_mm = SCALE_MM * output[..., 3].clamp(*LOG_SIGMA_RANGE).exp()
     features[..., 6] = torch.log(sigma_mm.clamp(*ERROR_RANGE_MM) / ERROR_UNIT_MM)
     features[..., 7] = 1
-    return TrainingBatch(features, batch.target - output[..., :3], torch.ones_like(batch.observed), batch.counted)
+    still = ~batch.counted if rest else batch.still
+    return TrainingBatch(features, batch.target - output[..., :3], torch.ones_like(batch.observed), batch.counted, still)
 
 
 class PoseStream(Dataset):
@@ -118,7 +123,7 @@ class PoseStream(Dataset):
         features, mean = encode(predicted, observed, confidence, stated)
         start = torch.where(observed.unsqueeze(-1), predicted, mean)
         counted = torch.arange(self.batch_size) < self.batch_size - self.counts["predictions"]
-        return TrainingBatch(features, (true - start) / 100, observed, counted)
+        return TrainingBatch(features, (true - start) / 100, observed, counted, torch.zeros_like(counted))
 
     def draw(self, masked: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """True and predicted poses ``(B, 14, 3)`` in the camera frame, and the predictor's mean error ``(B, 1)``, mm.
