@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the native module with AddressSanitizer and UndefinedBehaviorSanitizer and runs its tests against that build.
+# Builds the native module, and the GPU's kernels for the host, with AddressSanitizer and UndefinedBehaviorSanitizer and runs their
+# tests against those builds.
 # Usage: scripts/sanitize.sh [python]; the Python needs the package's test dependencies, pybind11, and cmake on the path.
 set -euo pipefail
 
@@ -22,7 +23,7 @@ mkdir "$work/package"
 cp -r "$root/jointbert" "$work/package/"
 rm -f "$work/package/jointbert/"_core*.so
 cp "$work/build/"_core*.so "$work/package/jointbert/"
-cp -r "$root/tests" "$root/pyproject.toml" "$work/package/"
+cp -r "$root/tests" "$root/csrc" "$root/pyproject.toml" "$work/package/"
 
 # 3. Tests that passed against another build would prove nothing, so a plugin looks at what was really imported, at the end, too.
 cat >"$work/package/imported_from.py" <<'PLUGIN'
@@ -64,8 +65,18 @@ done
 # 5. A finding ends the process at once with an exit status of its own: neither a test's `raises` nor pytest can swallow it. The
 #    report goes to the process's own stderr, which pytest keeps to itself unless it captures Python's alone.
 cd "$work/package"
-SANITIZED_BUILD="$work/package" PYTHONPATH="$work/package" OMP_NUM_THREADS=1 LD_PRELOAD="$preload" \
-  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1:exitcode=99 \
-  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:exitcode=99 \
-  "$python" -m pytest -p imported_from -p no:cacheprovider --capture=sys "${tests[@]}"
+sanitized() {
+  SANITIZED_BUILD="$work/package" PYTHONPATH="$work/package" OMP_NUM_THREADS=1 LD_PRELOAD="$preload" \
+    ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1:exitcode=99 \
+    UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:exitcode=99 \
+    "$python" -m pytest -p imported_from -p no:cacheprovider --capture=sys "$@"
+}
+sanitized "${tests[@]}"
+
+# 6. The GPU's kernels, compiled for the host with the sanitizers, too; skipped where there are no CUDA headers. Every kernel and
+#    type of value once: threads as fibers are slow here.
+export JOINTBERT_HOST_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
+sanitized tests/cuda/test_soft_argmax_host.py -k "not dropped and (33-97 or 7-5 or valid or aligned or backward)"
+sanitized tests/cuda/test_refiner_host.py -k "twin or any_type or bfloat16_coordinates or device"
+sanitized tests/cuda/test_played_gpu.py -k "numpy_in or stay_there or session or capture"
 echo "sanitize: no findings"
