@@ -52,6 +52,16 @@ def check_joints(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, dtype=np.float32 if small else np.float64)
 
 
+def check_device_stated(name: str, shape: tuple[int, ...], dtype: str, expected: tuple[int, ...]) -> None:
+    """Shape and dtype of what is said of joints on a GPU; the rules are those of arrays on the CPU."""
+    kinds, what = (("bool", "int", "uint"), "bool") if name == "visible" else (("float", "bfloat", "int", "uint"), "numbers")
+    if dtype.rstrip("0123456789") not in kinds:
+        raise TypeError(f"{name}: got the dtype {dtype}; expected {what}")
+    fits = shape[-1:] == (NUM_JOINTS,) and len(shape) <= len(expected)
+    if not fits or not all(a in (1, b) for a, b in zip(shape[::-1], expected[::-1], strict=False)):
+        raise ValueError(f"{name}: got the shape {shape}; expected {expected}")
+
+
 def check_device_joints(shape: tuple[int, ...], dtype: str) -> None:
     """Shape and dtype of joints on a GPU, where they stay as they are."""
     if dtype not in ("float16", "bfloat16", "float32", "float64"):
@@ -127,8 +137,8 @@ def check_error(error_mm: Any, shape: tuple[int, ...]) -> np.ndarray:
     bad = (array <= 0) | np.isposinf(array)
     if bad.any():
         raise ValueError(f"error_mm: got {float(array[bad][0])!r}; expected positive millimetres, NaN where unknown")
-    with np.errstate(over="ignore"):  # beyond float32 is beyond the clamp, too
-        return np.ascontiguousarray(np.minimum(array, 1e6), dtype=np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is beyond the clamp, too, on either side
+        return np.ascontiguousarray(np.clip(array, 1e-6, 1e6), dtype=np.float32)
 
 
 def report(result: Result, units: str, mirror: np.ndarray | None, sigma_tells: bool, stacklevel: int) -> None:

@@ -9,20 +9,28 @@ from typing import Any, Protocol
 
 import numpy as np
 
-_KINDS = {"f2": "float16", "f4": "float32", "f8": "float64", "b1": "bool", "u1": "uint8", "i4": "int32", "i8": "int64"}
-_DLPACK_KINDS = {"f16": "float16", "f32": "float32", "f64": "float64", "bf16": "bfloat16", "b8": "bool", "u8": "uint8"}
-_DLPACK_CODES = {
-    "float16": (2, 16),
-    "float32": (2, 32),
-    "float64": (2, 64),
-    "bfloat16": (4, 16),
-    "uint8": (1, 8),
-    "bool": (6, 8),
+# By name: the array interface's type, DLPack's kind, its code.
+_TYPES = {
+    "float16": ("f2", "f16", 2),
+    "float32": ("f4", "f32", 2),
+    "float64": ("f8", "f64", 2),
+    "bfloat16": (None, "bf16", 4),
+    "bool": ("b1", "b8", 6),
+    "uint8": ("u1", "u8", 1),
+    "int8": ("i1", "i8", 0),
+    "int32": ("i4", "i32", 0),
+    "int64": ("i8", "i64", 0),
 }
-_ITEM_BYTES = {"float16": 2, "float32": 4, "float64": 8, "bfloat16": 2, "bool": 1, "uint8": 1}
-_TYPESTRINGS = {"float16": "<f2", "float32": "<f4", "float64": "<f8", "uint8": "|u1", "bool": "|b1"}
+_INTERFACE = {kind: name for name, (kind, _, _) in _TYPES.items()}
+_DLPACK = {kind: name for name, (_, kind, _) in _TYPES.items()}
+NUMPY_TYPES = tuple(name for name in _TYPES if name != "bfloat16")
+"""Types of arrays that NumPy and a GPU's libraries have in common."""
 _DLPACK_CUDA = 2
 _LEGACY_STREAM = 1
+
+
+def _bits(dtype: str) -> int:
+    return 8 if dtype == "bool" else int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz"))
 
 
 @dataclass(frozen=True)
@@ -41,15 +49,16 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * _bits(self.dtype) // 8
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        if self.dtype not in _TYPESTRINGS:
+        kind = _TYPES[self.dtype][0]
+        if kind is None:
             raise AttributeError(f"__cuda_array_interface__ has no {self.dtype}; take DLPack")
         return {
             "shape": self.shape,
-            "typestr": _TYPESTRINGS[self.dtype],
+            "typestr": ("|" if _bits(self.dtype) == 8 else "<") + kind,
             "data": (self.address, False),
             "stream": self.stream or _LEGACY_STREAM,
             "version": 3,
@@ -59,14 +68,15 @@ class DeviceArray:
         return _DLPACK_CUDA, self.device
 
     def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
-        # The consumer's stream begins behind ours: what was enqueued here has to be there for it.
-        from jointbert.backends.cuda import load_module
+        from jointbert.backends.cuda import call, load_module
 
-        module = load_module()
-        if stream not in (None, -1, self.stream or _LEGACY_STREAM):
-            module.synchronize(self.stream or _LEGACY_STREAM, self.device)
-        code, bits = _DLPACK_CODES[self.dtype]
-        return module.write_dlpack(self.address, list(self.shape), code, bits, self.device, self.owner)
+        module, own = load_module(), self.stream or _LEGACY_STREAM
+        consumer = _LEGACY_STREAM if stream is None else int(stream)  # -1: it takes care itself
+        if consumer not in (-1, own):
+            call(module.order, own, consumer, self.device)
+        return module.write_dlpack(
+            self.address, list(self.shape), _TYPES[self.dtype][2], _bits(self.dtype), self.device, self.owner
+        )
 
 
 class Library(Protocol):
@@ -95,18 +105,33 @@ def is_on_gpu(value: Any) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return bool(value.is_cuda)
-    if hasattr(value, "__cuda_array_interface__"):
-        return True
-    return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) == _DLPACK_CUDA
+    if isinstance(value, type):
+        return False
+    try:
+        if hasattr(value, "__cuda_array_interface__"):
+            return True
+        return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) == _DLPACK_CUDA
+    except Exception:  # a broken protocol: whoever reads the array says so
+        return False
 
 
 def read(value: Any, name: str) -> tuple[DeviceArray, Library]:
     """Where an array on a GPU lies, C order (copied by its library if need be), and its library.
 
     Raises:
-        TypeError: a dtype without a name here, a tensor that requires grad. ValueError: not C order, in a library that
-            can't be asked to copy.
+        TypeError: what is no plain array, a tensor that requires grad, bytes in the other order. ValueError: not C order, in a
+            library that can't be asked to copy.
     """
+    try:
+        return _read(value, name, None)
+    except Exception as error:  # whatever another library raises when it is asked where its numbers are
+        if isinstance(error, (TypeError, ValueError)) and str(error).startswith(f"{name}: "):
+            raise
+        reason = " ".join(str(error).split())
+        raise TypeError(f"{name}: the {type(value).__name__} can't be read as an array on a GPU ({reason})") from error
+
+
+def _read(value: Any, name: str, stream: int | None) -> tuple[DeviceArray, Library]:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         if value.requires_grad:
@@ -120,7 +145,7 @@ def read(value: Any, name: str) -> tuple[DeviceArray, Library]:
     if type(value).__module__.split(".")[0] == "cupy":
         cupys = _CuPy(sys.modules["cupy"], value.device.id)
         return cupys.read(value), cupys
-    array = _read_interface(value, name) if hasattr(value, "__cuda_array_interface__") else _read_dlpack(value, name)
+    array = _read_interface(value, name) if hasattr(value, "__cuda_array_interface__") else _read_dlpack(value, name, stream)
     return array, _Other(value, array)
 
 
@@ -138,6 +163,8 @@ class _Torch:
         return self.read(self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self.device))
 
     def converted(self, value: Any, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
+        if isinstance(value, np.ndarray) and not value.flags.writeable:  # which torch warns of
+            value = value.copy()
         tensor = self.torch.as_tensor(value, device=self.device)
         return self.read(tensor.to(getattr(self.torch, dtype)).expand(shape))
 
@@ -178,17 +205,21 @@ class _Other:
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         from jointbert.backends.cuda import load_module
 
-        memory = load_module().Memory(math.prod(shape) * _ITEM_BYTES[dtype], self.device)
+        memory = load_module().Memory(math.prod(shape) * _bits(dtype) // 8, self.device)
         return DeviceArray(memory.address, shape, dtype, self.device, memory, self.stream)
 
     def converted(self, value: Any, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
         if isinstance(value, np.ndarray):
             return self._sent(np.ascontiguousarray(np.broadcast_to(value, shape), dtype=dtype))
-        array, _ = read(value, name)
+        array, _ = _read(value, name, self.stream)
         if array.device != self.device:
             raise ValueError(f"{name}: the array is on GPU {array.device}, the joints on GPU {self.device}")
         if array.shape != shape or array.dtype != dtype:
             raise ValueError(f"{name}: got {array.dtype} of the shape {array.shape}; expected {dtype} of the shape {shape}")
+        if array.stream not in (None, self.stream):
+            from jointbert.backends.cuda import call, load_module
+
+            call(load_module().order, array.stream, self.stream, self.device)
         return array
 
     def _sent(self, value: np.ndarray) -> DeviceArray:
@@ -206,24 +237,31 @@ class _Other:
 
 def _read_interface(value: Any, name: str) -> DeviceArray:
     interface = value.__cuda_array_interface__
-    shape, dtype = tuple(interface["shape"]), _KINDS.get(interface["typestr"][1:], interface["typestr"])
-    strides = interface.get("strides")
+    shape, kind, strides = tuple(interface["shape"]), interface["typestr"], interface.get("strides")
+    if kind[0] == ">":
+        raise TypeError(f"{name}: got bytes in the order of {kind!r}; expected the machine's own")
+    if interface.get("mask") is not None:
+        raise TypeError(f"{name}: got a masked array; pass NaN, or the mask as visible=")
     if strides is not None:
-        item = int(interface["typestr"][2:])
-        _check_order(shape, tuple(s // item for s in strides), name)
+        item = int(kind[2:])
+        _check_order(shape, tuple(s // item if s % item == 0 else -1 for s in strides), name)
+    address = int(interface["data"][0])
     # Version 3 names the stream that its producer works on; None: what is there is finished.
-    address = interface["data"][0]
+    dtype = _INTERFACE.get(kind[1:], kind)
     return DeviceArray(address, shape, dtype, _device_of(value, address), value, interface.get("stream"))
 
 
-def _read_dlpack(value: Any, name: str) -> DeviceArray:
+def _read_dlpack(value: Any, name: str, stream: int | None) -> DeviceArray:
     from jointbert.backends.cuda import load_module
 
-    capsule = value.__dlpack__(stream=_LEGACY_STREAM)
-    address, shape, strides, kind, _, device, owner = load_module().read_dlpack(capsule)
+    stream = stream or _LEGACY_STREAM
+    capsule = value.__dlpack__(stream=stream)  # which lets this stream wait for the producer's
+    address, shape, strides, kind, place, device, owner = load_module().read_dlpack(capsule)
+    if place != _DLPACK_CUDA:
+        raise TypeError(f"{name}: got DLPack memory of the device type {place}; expected CUDA's, {_DLPACK_CUDA}")
     if strides is not None:
         _check_order(shape, strides, name)
-    return DeviceArray(address, shape, _DLPACK_KINDS.get(kind, kind), device, owner, _LEGACY_STREAM)
+    return DeviceArray(address, shape, _DLPACK.get(kind, kind), device, owner, stream)
 
 
 def _device_of(value: Any, address: int) -> int:

@@ -18,6 +18,7 @@ from jointbert.checks import (
     UNITS_MM,
     check_confidence,
     check_device_joints,
+    check_device_stated,
     check_error,
     check_flag,
     check_hand,
@@ -298,6 +299,8 @@ class Refiner:
             if not is_on_gpu(value):
                 value = checked(value, per_joint).reshape(per_joint)
                 return library.converted(value, per_joint, dtype, name)
+            there, _ = read(value, name)
+            check_device_stated(name, there.shape, there.dtype, per_joint)
             array = library.converted(value, per_joint, dtype, name)
             if check and dtype != "bool":
                 checked(backend.to_host(array, library.stream), per_joint)
@@ -405,7 +408,8 @@ def refine(
             median joint moves more than 60 mm between two frames, and what is beyond it is not looked at.
         weights: a shipped name or a ``.safetensors`` path.
         backend: ``auto``, ``native`` (C++ on the CPU), ``cuda`` or ``torch``. ``auto`` is ``native``, and ``cuda`` for arrays
-            on a GPU: they stay there and are refined on their library's current stream; nothing is copied, nothing waits.
+            on a GPU: they stay there and are refined on their library's current stream; nothing waits, but for memory that
+            other libraries than torch and CuPy can't be asked for. Those get no broadcasting, and ``sigma`` is float32.
         check: for arrays on a GPU: wait for the result, and check and warn as for others. Without it a confidence outside
             [0, 1] and an error that is not positive count as unknown, and ``status`` alone tells what became of a frame.
         return_details: return :class:`Refined` instead of the joints alone.

@@ -145,6 +145,17 @@ int device_of(std::uintptr_t at) {
     return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged ? attributes.device : -1;
 }
 
+// What `later` is asked from now on waits for what `first` was asked until now; nobody else does.
+void order(std::uintptr_t first, std::uintptr_t later, int device) {
+    const OnDevice on(device);
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+    cudaError_t code = cudaEventRecord(event, pointer<CUstream_st>(first));
+    if (code == cudaSuccess) code = cudaStreamWaitEvent(pointer<CUstream_st>(later), event, 0);
+    cudaEventDestroy(event);
+    check(code, "cudaStreamWaitEvent");
+}
+
 void synchronize(std::uintptr_t stream, int device) {
     const OnDevice on(device);
     const py::gil_scoped_release release;
@@ -194,6 +205,7 @@ PYBIND11_MODULE(_cuda, m) {
         .def(py::init<std::size_t, int>(), py::arg("bytes"), py::arg("device"))
         .def_property_readonly("address", [](const Memory& self) { return address(self.data()); });
     m.def("copy", &copy, py::arg("to"), py::arg("source"), py::arg("bytes"), py::arg("device"), py::arg("stream"));
+    m.def("order", &order, py::arg("first"), py::arg("later"), py::arg("device"));
     m.def("device_of", &device_of, py::arg("address"));
     m.def("synchronize", &synchronize, py::arg("stream"), py::arg("device"));
     m.def("read_dlpack", &jointbert::dlpack::read, py::arg("capsule"));

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from jointbert.backends.cuda import call, load_module
-from jointbert.device_arrays import DeviceArray
+from jointbert.device_arrays import NUMPY_TYPES, DeviceArray
+
+_MOST_BYTES = 1 << 40
 
 Spec = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -42,11 +46,14 @@ class GraphSession:
     """
 
     def __init__(self, inputs: Spec, outputs: Spec, rows: int, device: int = 0) -> None:
-        if rows < 1 or not outputs:
+        if operator.index(rows) < 1 or not outputs:
             raise ValueError("GraphSession: expected at least one row and one output")
         self.rows, self.device = rows, device
         self._inputs, self._outputs = ({k: (tuple(s), _dtype(d)) for k, (s, d) in spec.items()} for spec in (inputs, outputs))
         sizes = [[_row_bytes(*x) for x in spec.values()] for spec in (self._inputs, self._outputs)]
+        largest = max(sizes[0] + sizes[1])
+        if rows * largest > _MOST_BYTES:
+            raise ValueError(f"GraphSession: got {rows} rows of {largest} bytes; expected {_MOST_BYTES} bytes at most")
         self._core = call(load_module().GraphSession, *sizes, rows, device)
 
     @property
@@ -70,8 +77,12 @@ class GraphSession:
     def _array(
         self, spec: dict[str, tuple[tuple[int, ...], np.dtype]], at: Callable[[int], int], name: str, batch: int | None
     ) -> DeviceArray:
+        if name not in spec:
+            raise ValueError(f"GraphSession: got the name {name!r}; expected one of {sorted(spec)}")
         shape, dtype = spec[name]
-        rows = self.rows if batch is None else batch
+        rows = self.rows if batch is None else operator.index(batch)
+        if not 0 <= rows <= self.rows:
+            raise ValueError(f"batch: got {rows}; this session has room for 1 to {self.rows}")
         return DeviceArray(at(list(spec).index(name)), (rows, *shape), dtype.name, self.device, self, self.stream)
 
     def capture(self, enqueue: Callable[[int], object], batches: Sequence[int]) -> None:
@@ -82,13 +93,15 @@ class GraphSession:
             ``enqueue`` raises. Earlier graphs stay.
         """
         for batch in batches:
+            if not 1 <= operator.index(batch) <= self.rows:
+                raise ValueError(f"batch: got {batch}; this session has room for 1 to {self.rows}")
             call(self._core.begin, batch)
             try:
                 enqueue(batch)
-            except BaseException:
+                call(self._core.end)
+            except BaseException:  # an interrupt, too
                 self._core.abandon()
                 raise
-            call(self._core.end)
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
         """Replays the graph on a batch: arrays ``(batch, ...)`` by the inputs' names, the outputs by theirs.
@@ -99,10 +112,13 @@ class GraphSession:
         """
         if arrays.keys() != self._inputs.keys():
             raise ValueError(f"GraphSession: got {sorted(arrays)}; expected {sorted(self._inputs)}")
-        rows = len(next(iter(arrays.values()))) if arrays else self.rows
+        first = next(iter(arrays.values()), None)
+        rows = self.rows if first is None else (np.shape(first) or (0,))[0]
         given = []
         for name, (shape, dtype) in self._inputs.items():
             array = arrays[name]
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"{name}: got {type(array).__name__}; expected a NumPy array")
             if array.shape != (rows, *shape) or array.dtype != dtype:
                 raise ValueError(
                     f"{name}: got {array.dtype} of the shape {array.shape}; expected {dtype} of the shape {(rows, *shape)}"
@@ -115,10 +131,13 @@ class GraphSession:
 
 def _dtype(name: str) -> np.dtype:
     try:
-        return np.dtype(name)
+        dtype = np.dtype(name)
     except TypeError:
-        raise ValueError(f"GraphSession: got the dtype {name!r}; expected one of NumPy's") from None
+        dtype = None
+    if dtype is None or dtype.name not in NUMPY_TYPES or not dtype.isnative:
+        raise ValueError(f"GraphSession: got the dtype {name!r}; expected one of {', '.join(NUMPY_TYPES)}")
+    return dtype
 
 
 def _row_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return math.prod(shape) * dtype.itemsize

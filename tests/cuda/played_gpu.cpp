@@ -94,6 +94,24 @@ cudaError_t cudaDeviceSynchronize() {
     finish_all();
     return cudaSuccess;
 }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+    CALL(cudaEventCreateWithFlags);
+    *event = reinterpret_cast<cudaEvent_t>(new cudaStream_t{});
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    *reinterpret_cast<cudaStream_t*>(event) = stream;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    CALL(cudaStreamWaitEvent);
+    enqueue(stream, [first = *reinterpret_cast<cudaStream_t*>(event)] { finish(stream_of(first)); });
+    return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    delete reinterpret_cast<cudaStream_t*>(event);
+    return cudaSuccess;
+}
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* at) {
     CALL(cudaPointerGetAttributes);
     *attributes = {};

@@ -204,6 +204,64 @@ def test_arrays_that_do_not_fit(few: np.ndarray, refine: Callable[..., Any]) -> 
         jointbert.refine(few, sequence=True, backend="cuda")
 
 
+def test_what_is_said_in_the_wrong_type(few: np.ndarray, refine: Callable[..., Any]) -> None:
+    for given, kind, message in (
+        ({"visible": np.full((5, 14), 0.3)}, TypeError, "visible: got the dtype float64; expected bool"),
+        ({"confidence": np.ones((5, 14), bool)}, TypeError, "confidence: got the dtype bool; expected numbers"),
+        ({"error_mm": np.ones((3, 14))}, ValueError, r"error_mm: got the shape \(3, 14\); expected \(5, 14\)"),
+        ({"confidence": np.ones(5)}, ValueError, r"confidence: got the shape \(5,\)"),
+        ({"confidence": np.ones((5, 14), ">f4")}, TypeError, "confidence: got bytes in the order of '>f4'"),
+    ):
+        with pytest.raises(kind, match=message):
+            refine(OnGpu(few), **{name: OnGpu(value) for name, value in given.items()})
+    with pytest.raises(TypeError, match="joints: got bytes in the order of '>f8'"):
+        refine(OnGpu(few.astype(">f8")))
+    masked = OnGpu(few)
+    masked.__cuda_array_interface__["mask"] = masked
+    with pytest.raises(TypeError, match="joints: got a masked array"):
+        refine(masked)
+
+
+def test_broken_protocols_are_one_sentence(few: np.ndarray, refine: Callable[..., Any]) -> None:
+    incomplete = OnGpu(few)
+    del incomplete.__cuda_array_interface__["shape"]
+
+    class NoStream:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self) -> None: ...
+
+    class Raises:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            raise OSError("gone")
+
+    for broken in (incomplete, NoStream(), Raises()):
+        with pytest.raises(TypeError, match=rf"^joints: .*{type(broken).__name__}.*"):
+            refine(broken)
+
+
+def test_other_streams_are_waited_for(few: np.ndarray, module: ModuleType, refine: Callable[..., Any]) -> None:
+    """Confidences that their own stream has yet to write; a result that another stream reads."""
+    session = GraphSession({}, {"y": ((), "uint8")}, rows=1)  # for its stream
+    confidence = np.linspace(0, 1, 70, dtype=np.float32).reshape(5, 14)
+    late = OnGpu(np.full((5, 14), np.nan, np.float32))
+    late.__cuda_array_interface__["stream"] = session.stream
+    module.copy(late.array.ctypes.data, confidence.ctypes.data, confidence.nbytes, 0, session.stream)
+    found = refine(OnGpu(few), confidence=late)
+    np.testing.assert_array_equal(on_host(found), on_host(refine(OnGpu(few), confidence=OnGpu(confidence))))
+
+    pending = OnGpu(few)
+    pending.__cuda_array_interface__["stream"] = session.stream
+    result = refine(pending)
+    assert result.stream == session.stream
+    capsule = result.__dlpack__()  # for the legacy stream, by DLPack's rule
+    module.synchronize(1, 0)
+    address = module.read_dlpack(capsule)[0]
+    there = np.frombuffer(bytes((ctypes.c_char * result.nbytes).from_address(address)), np.float64)
+    np.testing.assert_array_equal(there.reshape(5, 14, 3), on_host(refine(OnGpu(few))))
+
+
 def test_no_poses(refine: Callable[..., Any]) -> None:
     assert refine(np.zeros((0, 14, 3)), backend="cuda").shape == (0, 14, 3)
     assert refine(OnGpu(np.zeros((0, 14, 3)))).shape == (0, 14, 3)
@@ -336,8 +394,18 @@ def test_a_session_says_what_does_not_fit(gpu: ctypes.CDLL) -> None:
         session.capture(doubled(session, []), batches=(9,))
     with pytest.raises(ValueError, match="at least one row and one output"):
         GraphSession({}, {}, rows=8)
-    with pytest.raises(ValueError, match="got the dtype 'float33'"):
-        GraphSession({}, {"y": ((3,), "float33")}, rows=8)
+    for dtype in ("float33", "object", ">f4", "complex64"):
+        with pytest.raises(ValueError, match=f"got the dtype '{dtype}'; expected one of float16"):
+            GraphSession({}, {"y": ((3,), dtype)}, rows=8)
+    with pytest.raises(ValueError, match=r"got 2305843009213693952 rows of 8 bytes; expected \d+ bytes at most"):
+        GraphSession({}, {"y": ((), "float64")}, rows=2**61)
+    for batch in (9, -1):
+        with pytest.raises(ValueError, match=f"batch: got {batch}; this session has room"):
+            session.input("x", batch)
+    with pytest.raises(ValueError, match=r"got the name 'z'; expected one of \['x'\]"):
+        session.input("z")
+    with pytest.raises(TypeError, match="x: got list; expected a NumPy array"):
+        session(x=[1, 2])  # type: ignore[arg-type]
     gpu.played_fail(b"cudaMemcpyAsync")
     with pytest.raises(RuntimeError, match="cudaMemcpyAsync: unknown error"):
         session.capture(doubled(session, []), batches=(8,))
