@@ -439,21 +439,23 @@ struct Ring {
 
 constexpr int kTileStages = 3;
 
+// What LayerNorm without weights makes of rows g (half 0) or g + 8 of a stream.
+struct Moments {
+    float mean, inverse;
+    __device__ Moments(const Stream& stream, int half) {
+        const auto at = [&](int n, int e) { return stream[n].values[2 * half + e]; };
+        const float m = quad_sum(tree([&](int n) { return at(n, 0) + at(n, 1); })) * (1.0f / kWidth);
+        mean = m;
+        inverse = inverse_deviation(quad_sum(tree([&](int n) { return two_squares(at(n, 0) - m, at(n, 1) - m); })));
+    }
+    __device__ float normal(float value) const { return (value - mean) * inverse; }
+};
+
 // LayerNorm without weights, as a left factor.
 template <class T>
 __device__ inline void normalise(const Stream& stream, Rows& rows) {
-    float mean[2], inverse[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int i = 2 * half;
-        const auto at = [&](int n, int e) { return stream[n].values[i + e]; };
-        const float sum = quad_sum(tree([&](int n) { return at(n, 0) + at(n, 1); }));
-        const float m = sum * (1.0f / kWidth);
-        mean[half] = m;
-        inverse[half] =
-            inverse_deviation(quad_sum(tree([&](int n) { return two_squares(at(n, 0) - m, at(n, 1) - m); })));
-    }
-    const auto normal = [&](int n, int i) { return (stream[n].values[i] - mean[i / 2]) * inverse[i / 2]; };
+    const Moments moments[2] = {{stream, 0}, {stream, 1}};
+    const auto normal = [&](int n, int i) { return moments[i / 2].normal(stream[n].values[i]); };
 #pragma unroll
     for (int k = 0; k < kSteps; ++k)
 #pragma unroll
@@ -483,16 +485,14 @@ __device__ inline void read_out(const Ends& ends, const Stream& stream, PoseScra
     const int g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = g + 8 * half, i = 2 * half;
-        const auto at = [&](int n, int e) { return stream[n].values[i + e]; };
-        const float mean = quad_sum(tree([&](int n) { return at(n, 0) + at(n, 1); })) * (1.0f / kWidth);
-        const float inverse =
-            inverse_deviation(quad_sum(tree([&](int n) { return two_squares(at(n, 0) - mean, at(n, 1) - mean); })));
+        const int row = g + 8 * half;
+        const Moments moments(stream, half);
 #pragma unroll
         for (int o = 0; o < int(kOutputs); ++o) {
             const float sum = quad_sum(tree([&](int n) {
                 const float2 w = __ldg(reinterpret_cast<const float2*>(ends.head[o] + 8 * n + 2 * t));
-                return two_products((at(n, 0) - mean) * inverse, w.x, (at(n, 1) - mean) * inverse, w.y);
+                const float (&values)[4] = stream[n].values;
+                return two_products(moments.normal(values[2 * half]), w.x, moments.normal(values[2 * half + 1]), w.y);
             }));
             if (t == 0 && row < int(kJoints)) scratch.outputs[row][o] = output_of(ends, scratch.features[row], o, sum);
         }
