@@ -26,7 +26,6 @@ from jointbert.backends.graph_session import GraphSession
 from jointbert.backends.layout import LAYOUT
 from jointbert.device_arrays import DeviceArray, is_on_gpu
 from jointbert.weights import load_weights
-from training.data.nyu import read_published
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = ("csrc/bindings/cuda.cpp", "csrc/cuda/device_refiner.cpp", "csrc/cuda/session.cpp", "tests/cuda/played_gpu.cpp")
@@ -267,7 +266,8 @@ def test_other_streams_are_waited_for(few: np.ndarray, module: ModuleType, refin
 @pytest.mark.parametrize("precision", ["f16", "bf16"])
 def test_a_lower_precision_changes_no_method_s_error(nyu_folder: Path, precision: str) -> None:
     """What makes float16 the default: less than 0.02 mm. bfloat16 would do, too."""
-    published = read_published(nyu_folder).frames(slice(2440, 4376, 968))
+    nyu = pytest.importorskip("training.data.nyu", reason="needs a checkout")
+    published = nyu.read_published(nyu_folder).frames(slice(2440, 4376, 968))
     joints = np.concatenate(list(published.predictions.values())).reshape(-1, 14, 3)
     batch = Batch(joints, np.arange(14, dtype=np.int32), 1.0, None, None, None, None)
     found = CudaBackend(load_weights(), precision=precision).run(batch)
