@@ -11,7 +11,9 @@ DeviceRefiner::DeviceRefiner(const void* ends, std::size_t ends_bytes, const voi
     if (ends_bytes != sizeof(Ends) || layers < 1 || chunks_bytes != std::size_t(layers) * kChunks * sizeof(Chunk))
         throw std::invalid_argument("weights: packed for other kernels");
     const OnDevice on(device);
-    check(ask_device(device, device_), "the kernels of the refiner");
+    const cudaError_t asked = ask_device(device, device_);
+    pool_.pool = device_.pool;
+    check(asked, "the kernels of the refiner");
     if (precision == Precision::kBFloat16 && device_.capability < 80)
         throw std::invalid_argument(
             "precision: this GPU, of compute capability " + std::to_string(device_.capability / 10) + "." +
@@ -20,10 +22,6 @@ DeviceRefiner::DeviceRefiner(const void* ends, std::size_t ends_bytes, const voi
     check(cudaMemcpy(chunks_.data(), chunks, chunks_bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // a copy may end later, and streams need not wait for it
     network_ = {ends_.data<const Ends>(), chunks_.data<const Chunk>(), layers, precision};
-}
-
-DeviceRefiner::~DeviceRefiner() {
-    if (device_.pool) cudaMemPoolDestroy(device_.pool);
 }
 
 void DeviceRefiner::run(const Poses& poses, const Refined& refined, Variant variant, cudaStream_t stream) const {

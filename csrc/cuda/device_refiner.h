@@ -16,7 +16,6 @@ class DeviceRefiner {
     // lacks.
     DeviceRefiner(const void* ends, std::size_t ends_bytes, const void* chunks, std::size_t chunks_bytes, int layers,
                   Precision precision, int device);
-    ~DeviceRefiner();
 
     int device() const { return number_; }
     const Device& properties() const { return device_; }
@@ -26,8 +25,20 @@ class DeviceRefiner {
     Variant choose(int poses) const { return cuda::choose(device_, poses); }
 
   private:
+    // Destroyed where the constructor throws, too.
+    struct Pool {
+        cudaMemPool_t pool = nullptr;
+        Pool() = default;
+        ~Pool() {
+            if (pool) cudaMemPoolDestroy(pool);
+        }
+        Pool(const Pool&) = delete;
+        Pool& operator=(const Pool&) = delete;
+    };
+
     int number_;
     Device device_{};
+    Pool pool_;
     Memory ends_, chunks_;
     Network network_;
 };

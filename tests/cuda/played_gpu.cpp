@@ -124,7 +124,10 @@ cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
     ++played.allocated;
     return cudaSuccess;
 }
-cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
+    CALL(cudaMemPoolSetAttribute);
+    return cudaSuccess;
+}
 cudaError_t cudaMemPoolDestroy(cudaMemPool_t) {
     --played.allocated;
     return cudaSuccess;

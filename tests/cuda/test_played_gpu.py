@@ -361,6 +361,17 @@ def test_what_cuda_says_is_an_exception_and_not_the_end(
     assert np.isfinite(refiner(few)).all()
 
 
+@pytest.mark.parametrize("name", ["cudaMemcpy", "cudaDeviceSynchronize", "cudaMemPoolSetAttribute"])
+def test_weights_that_do_not_arrive_leave_nothing(small: Path, gpu: ctypes.CDLL, name: str) -> None:
+    backend = CudaBackend(load_weights(small))
+    before = gpu.played_allocated()
+    gpu.played_fail(name.encode())
+    with pytest.raises(RuntimeError, match="unknown error"):
+        backend.refiner(0)
+    assert gpu.played_allocated() == before
+    backend.refiner(0)
+
+
 def test_arguments_of_the_backend() -> None:
     with pytest.raises(ValueError, match="precision: got 'f32'; expected one of 'f16', 'bf16'"):
         CudaBackend(load_weights(), precision="f32")
