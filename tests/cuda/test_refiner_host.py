@@ -294,6 +294,10 @@ WAITS = [
 ]
 
 
+def test_every_wait_but_one_is_tried() -> None:
+    assert len(WAITS) == len(re.findall(r"__sync\w+\(|team\.barrier\(|wait_copies<", SOURCE)) - 1
+
+
 @pytest.mark.parametrize("index", range(len(WAITS)))
 def test_a_dropped_wait_is_caught(
     build_for_host: Callable[..., ctypes.CDLL], weights: Weights, poses: np.ndarray, index: int
