@@ -2,9 +2,9 @@
 
     python benchmarks/soft_argmax_gpu.py
 
-14 heatmaps of 64 x 64 a pose: our kernel (one launch) against the same in torch, eager and compiled, and against the time in
-which the maps' bytes could be read at the bandwidth that a copy reaches. All in one run, the buffers rotating through four
-times the L2 cache.
+14 heatmaps of 64 x 64 a pose, without and with the linear depth head (57,344 to 14): our kernel (one launch) against the same
+in torch, eager and compiled, and against the time in which the maps' bytes could be read at the bandwidth that a copy reaches.
+All in one run, the buffers rotating through four times the L2 cache.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(
         raise typer.Exit(2) from None
     bandwidth = gpu.copy_bandwidth()
     print(f"{gpu.device()['device']}, a copy reads and writes {bandwidth / 1e9:.0f} GB/s")
-    print(f"{'batch':>6s} {'dtype':9s} {'layout':14s}{'runtime':16s}{'p50 us':>10s}{'p99 us':>10s}{'of bandwidth':>14s}")
+    print(f"{'batch':>6s} {'dtype':9s} {'layout':14s}{'runtime':22s}{'p50 us':>10s}{'p99 us':>10s}{'of bandwidth':>14s}")
     keys = ("batch", "dtype", "layout", "runtime")
     nothing = gpu.percentiles(lambda _: None)[0]  # what two events take by themselves
     for batch in (int(b) for b in batches.split(",")):
@@ -54,13 +54,23 @@ def main(
                 maps = gpu.Rotating(make)
                 runtimes: dict[str, Any] = {"ours": operators.soft_argmax}
                 if layout == torch.contiguous_format:
-                    runtimes["torch"] = soft_argmax
-                    if compiled and dtype == torch.float16:  # each takes seconds to compile
+                    weight, bias = torch.randn(14, 14 * 64 * 64, device="cuda").to(dtype), torch.randn(14, device="cuda")
+                    narrow = bias.to(dtype)
+
+                    def with_head(x: torch.Tensor, w: Any = weight, b: Any = narrow) -> tuple[Any, torch.Tensor]:
+                        return soft_argmax(x), torch.nn.functional.linear(x.flatten(1), w, b)
+
+                    def ours_with_head(x: torch.Tensor, w: Any = weight, b: Any = bias) -> Any:
+                        return operators.soft_argmax_depth(x, w, b)
+
+                    runtimes |= {"ours, head": ours_with_head, "torch": soft_argmax, "torch, head": with_head}
+                    if compiled and dtype == torch.float16 and batch in (1, 256):  # each takes seconds to compile
                         torch._dynamo.reset()  # each shape is compiled anew: after eight, it would run eagerly
-                        runtimes["torch.compile"] = torch.compile(soft_argmax, dynamic=False, fullgraph=True)
+                        for name, f in (("torch.compile", soft_argmax), ("torch.compile, head", with_head)):
+                            runtimes[name] = torch.compile(f, dynamic=False, fullgraph=True)
                 for name, run in runtimes.items():
                     with torch.no_grad():
-                        p50, p99 = gpu.percentiles(lambda k, f=run, m=maps: f(m[k]))  # type: ignore[misc]
+                        p50, p99 = gpu.percentiles(lambda k, f=run, m=maps: f(m[k]), repeats=500)  # type: ignore[misc]
                     row = {
                         "batch": batch,
                         "dtype": str(dtype).removeprefix("torch."),
@@ -71,7 +81,7 @@ def main(
                         "of_bandwidth": maps.bytes / p50 * 1e6 / bandwidth,
                     }
                     print(
-                        f"{batch:6d} {row['dtype']:9s} {row['layout'][:13]:14s}{name:16s}{p50:10.1f}{p99:10.1f}"
+                        f"{batch:6d} {row['dtype']:9s} {row['layout'][:13]:14s}{name:22s}{p50:10.1f}{p99:10.1f}"
                         f"{100 * row['of_bandwidth']:12.0f} %",
                         flush=True,
                     )

@@ -23,6 +23,25 @@ def soft_argmax(
     status: int,
     stream: int,
 ) -> None: ...
+def soft_argmax_depth(
+    values: int,
+    element: int,
+    poses: int,
+    height: int,
+    width: int,
+    soft: bool,
+    beta: float,
+    window: int,
+    weight: int,
+    bias: int,
+    uv: int,
+    confidence: int,
+    status: int,
+    depth: int,
+    memory: int,
+    stream: int,
+) -> None: ...
+def soft_argmax_depth_memory(poses: int) -> int: ...
 def soft_argmax_backward(
     values: int,
     element: int,

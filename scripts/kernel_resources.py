@@ -22,13 +22,19 @@ CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 PROCESSORS = {"75": (64, 64, 1024), "80": (164, 163, 2048), "86": (100, 99, 1536), "89": (100, 99, 1536)}
 PROCESSORS |= {"90a": (228, 227, 2048), "100": (228, 227, 2048), "120": (100, 99, 1536)}
 LAYERS = 12
-SIZES = """
-#include "refiner.cu"
-using namespace jointbert::cuda;
-int main() {
-    std::printf("tiles1 %zu\\ntiles2 %zu\\nsplit3 %zu\\nsplit4 %zu\\nexchange %zu\\n", sizeof(TileMemory<1>),
-                sizeof(TileMemory<2>), sizeof(SplitMemory<3>), sizeof(SplitMemory<4>), sizeof(Exchange));
+# What lies in dynamic shared memory, by file.
+SIZES = {
+    "refiner.cu": {
+        "tiles1": "TileMemory<1>",
+        "tiles2": "TileMemory<2>",
+        "split3": "SplitMemory<3>",
+        "split4": "SplitMemory<4>",
+        "exchange": "Exchange",
+    },
+    "soft_argmax_depth.cu": {"depth": "Shared"},
 }
+# The runtime's functions that the files call.
+RUNTIME = """
 extern "C" {
 cudaError_t cudaDeviceGetAttribute(int*, cudaDeviceAttr, int) { return cudaErrorNotSupported; }
 cudaError_t cudaMemPoolCreate(cudaMemPool_t*, const cudaMemPoolProps*) { return cudaErrorNotSupported; }
@@ -56,7 +62,9 @@ def main(arch: Annotated[str, typer.Option(help=f"One of {', '.join(PROCESSORS)}
     with tempfile.TemporaryDirectory() as folder:
         sizes = measure(compiler, Path(nvcc), Path(folder))
         kernels = [
-            k for source in ("refiner.cu", "soft_argmax.cu") for k in compile_kernels(nvcc, CUDA / source, arch, Path(folder))
+            k
+            for source in ("refiner.cu", "soft_argmax.cu", "soft_argmax_depth.cu")
+            for k in compile_kernels(nvcc, CUDA / source, arch, Path(folder))
         ]
     print("| kernel | threads | registers | shared memory | spilled bytes | blocks a processor | barriers |")
     print("|---|---|---|---|---|---|---|")
@@ -74,12 +82,16 @@ def measure(compiler: str, nvcc: Path, folder: Path) -> dict[str, int]:
     """Sizes of what lies in dynamic shared memory."""
     dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"], capture_output=True, text=True, check=False)
     top = next(line.removeprefix("#$ TOP=").strip() for line in dry.stderr.splitlines() if line.startswith("#$ TOP="))
-    source, program = folder / "sizes.cpp", folder / "sizes"
-    source.write_text(SIZES)
     where = ["-isystem", f"{top}/include", "-I", str(CUDA)]
-    subprocess.run([compiler, "-std=c++17", "-w", *where, str(source), "-o", str(program)], check=True)
-    printed = subprocess.run([program], capture_output=True, text=True, check=True).stdout
-    return {name: int(size) for name, size in (line.split() for line in printed.splitlines())}
+    found = {}
+    for file, types in SIZES.items():
+        source, program = folder / f"{file}.cpp", folder / "sizes"
+        lines = "".join(f'std::printf("{name} %zu\\n", sizeof(jointbert::cuda::{kind}));\n' for name, kind in types.items())
+        source.write_text(f'#include "{file}"\nint main() {{\n{lines}}}\n{RUNTIME}')
+        subprocess.run([compiler, "-std=c++17", "-w", *where, str(source), "-o", str(program)], check=True)
+        printed = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+        found |= {name: int(size) for name, size in (line.split() for line in printed.splitlines())}
+    return found
 
 
 def compile_kernels(nvcc: str, source: Path, arch: str, folder: Path) -> list[Kernel]:
@@ -119,6 +131,8 @@ def shape(name: str, sizes: dict[str, int], block_bytes: int) -> tuple[int, int 
         kind = "a cluster" if name.startswith("cluster") else "8 blocks"
         exchange = sizes["exchange"] if name.startswith("cluster") else 0  # one pose's
         return 256, memory + exchange, f"{2 * halves + 1} of {kind}"
+    if name.startswith("depth"):
+        return 256, sizes["depth"], "3 of a block"
     threads = {"maps<256": 256, "maps<512": 512, "pixels": 448, "backward": 256}
     return next(t for kind, t in threads.items() if name.startswith(kind)), 0, "2 of a block"
 

@@ -77,6 +77,7 @@ sanitized "${tests[@]}"
 #    type of value once: threads as fibers are slow here.
 export JOINTBERT_HOST_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 sanitized tests/cuda/test_soft_argmax_host.py -k "not dropped and (33-97 or 7-5 or valid or aligned or backward)"
+sanitized tests/cuda/test_soft_argmax_depth_host.py -k "twins and (19 or 17 or 33) or valid or aligned or anything"
 sanitized tests/cuda/test_refiner_host.py -k "twin or any_type or bfloat16_coordinates or device"
-sanitized tests/cuda/test_played_gpu.py -k "numpy_in or stay_there or session or capture"
+sanitized tests/cuda/test_played_gpu.py -k "numpy_in or stay_there or session or capture or heatmaps"
 echo "sanitize: no findings"

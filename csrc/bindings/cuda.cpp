@@ -66,6 +66,17 @@ void forward(std::uintptr_t values, int element, int poses, int height, int widt
     check(soft_argmax(call.maps, call.options, out, pointer<CUstream_st>(stream)), "soft_argmax");
 }
 
+void with_depth(std::uintptr_t values, int element, int poses, int height, int width, bool soft, float beta, int window,
+                std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t uv, std::uintptr_t confidence,
+                std::uintptr_t status, std::uintptr_t depth, std::uintptr_t memory, std::uintptr_t stream) {
+    const Call call(values, element, poses, height, width, false, soft, beta, window);
+    const Keypoints out{pointer<float>(uv), pointer<float>(confidence), pointer<std::uint8_t>(status)};
+    const DepthHead head{pointer<const void>(weight), pointer<const float>(bias), pointer<float>(depth)};
+    const py::gil_scoped_release release;
+    check(soft_argmax_depth(call.maps, call.options, head, out, pointer<void>(memory), pointer<CUstream_st>(stream)),
+          "soft_argmax_depth");
+}
+
 void backward(std::uintptr_t values, int element, int poses, int height, int width, bool channels_last, bool soft,
               float beta, int window, std::uintptr_t status, std::uintptr_t to_uv, std::uintptr_t to_confidence,
               std::uintptr_t gradient, std::uintptr_t stream) {
@@ -172,6 +183,11 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("soft_argmax", &forward, py::arg("values"), py::arg("element"), py::arg("poses"), py::arg("height"),
           py::arg("width"), py::arg("channels_last"), py::arg("soft"), py::arg("beta"), py::arg("window"),
           py::arg("uv"), py::arg("confidence"), py::arg("status"), py::arg("stream"));
+    m.def("soft_argmax_depth", &with_depth, py::arg("values"), py::arg("element"), py::arg("poses"), py::arg("height"),
+          py::arg("width"), py::arg("soft"), py::arg("beta"), py::arg("window"), py::arg("weight"), py::arg("bias"),
+          py::arg("uv"), py::arg("confidence"), py::arg("status"), py::arg("depth"), py::arg("memory"),
+          py::arg("stream"));
+    m.def("soft_argmax_depth_memory", &soft_argmax_depth_memory, py::arg("poses"));
     m.def("soft_argmax_backward", &backward, py::arg("values"), py::arg("element"), py::arg("poses"), py::arg("height"),
           py::arg("width"), py::arg("channels_last"), py::arg("soft"), py::arg("beta"), py::arg("window"),
           py::arg("status"), py::arg("to_uv"), py::arg("to_confidence"), py::arg("gradient"), py::arg("stream"));

@@ -44,11 +44,13 @@
 
 namespace jointbert::fibers {
 
-enum class Schedule { kForward, kReverse, kRandom };
+enum class Schedule { kForward, kReverse, kRandom, kUneven };  // uneven: in random order, some stay far behind
 
 struct Settings {
     Schedule schedule = Schedule::kForward;
     std::uint32_t seed = 0;
+    unsigned overlap =
+        1;  // blocks of an ordinary grid that live at the same time: of kernels with dynamic memory alone
 };
 
 inline Settings& settings() {
@@ -64,6 +66,7 @@ class Gang {
     static constexpr std::size_t kStack = 128 << 10;
     static constexpr std::size_t kSlot = 32;  // bytes that a lane can give in an exchange
     static constexpr std::size_t kPauses = 10'000'000;
+    static constexpr unsigned kWake = 256, kSleep = 512;  // rounds of an uneven schedule, on average and at most
 
     Gang(unsigned first_block, unsigned blocks, dim3 grid, dim3 block, std::size_t shared_bytes,
          const std::function<void()>& body)
@@ -97,12 +100,16 @@ class Gang {
         for (unsigned i = 0; i < order.size(); ++i)
             order[i] = settings().schedule == Schedule::kReverse ? unsigned(order.size()) - 1 - i : i;
         while (done_ < fibers_.size()) {
-            if (settings().schedule == Schedule::kRandom) std::shuffle(order.begin(), order.end(), random_);
+            if (settings().schedule >= Schedule::kRandom) std::shuffle(order.begin(), order.end(), random_);
             bool moved = false;
             for (const unsigned i : order)
                 if (fibers_[i].state == State::kReady) {
-                    resume(i);
                     moved = true;
+                    if (fibers_[i].asleep && --fibers_[i].asleep) continue;
+                    if (settings().schedule == Schedule::kUneven && random_() % kWake == 0)
+                        fibers_[i].asleep = 1 + random_() % kSleep;
+                    else
+                        resume(i);
                 }
             if (!moved) throw std::runtime_error("fibers: a barrier that some threads never reach");
             if (pauses_ > kPauses) throw std::runtime_error("fibers: a loop that waits for ever");
@@ -188,7 +195,7 @@ class Gang {
         ucontext_t context;
         std::unique_ptr<char[]> stack;
         State state = State::kReady;
-        unsigned exchanges = 0, groups = 0;
+        unsigned asleep = 0, exchanges = 0, groups = 0;
         std::deque<Copy> copies;
     };
     struct Warp {
@@ -287,10 +294,10 @@ inline void run_grid(dim3 grid, dim3 block, unsigned together, std::size_t share
                      const std::function<void()>& body) {
     gridDim = grid;
     blockDim = block;
-    const unsigned gangs = grid.x * grid.y * grid.z / together;
+    const unsigned blocks = grid.x * grid.y * grid.z, gangs = (blocks + together - 1) / together;
     for (unsigned i = 0; i < gangs; ++i) {
-        const unsigned gang = settings().schedule == Schedule::kReverse ? gangs - 1 - i : i;
-        Gang(gang * together, together, grid, block, shared_bytes, body).run();
+        const unsigned first = (settings().schedule == Schedule::kReverse ? gangs - 1 - i : i) * together;
+        Gang(first, std::min(together, blocks - first), grid, block, shared_bytes, body).run();
     }
 }
 
@@ -327,6 +334,11 @@ inline void __threadfence() {}
 inline unsigned atomicAdd(unsigned* to, unsigned value) {  // one fiber at a time
     const unsigned before = *to;
     *to += value;
+    return before;
+}
+inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long expected, unsigned long long value) {
+    const unsigned long long before = *at;
+    if (before == expected) *at = value;
     return before;
 }
 template <class T>

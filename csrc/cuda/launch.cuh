@@ -74,7 +74,7 @@ cudaError_t launch(void (*kernel)(P...), const Shape& shape, cudaStream_t stream
 #else
     const auto run = [=] {
         const unsigned all = shape.grid.x * shape.grid.y * shape.grid.z;
-        const unsigned together = shape.together == Together::kNone      ? 1
+        const unsigned together = shape.together == Together::kNone      ? fibers::settings().overlap
                                   : shape.together == Together::kCluster ? kClusterBlocks
                                                                          : all;
         fibers::run_grid(shape.grid, shape.block, together, shape.shared_bytes, [&] { kernel(P(arguments)...); });

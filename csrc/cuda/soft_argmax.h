@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace jointbert::cuda {
@@ -36,6 +37,19 @@ struct Keypoints {
 // All pointers are the device's. Returns what the launch said; sizes are the caller's to check.
 cudaError_t soft_argmax(const Heatmaps& maps, const SoftArgmaxOptions& options, const Keypoints& out,
                         cudaStream_t stream);
+
+// The linear layer of the 3D regression: each joint's depth offset from all of a pose's heatmaps.
+struct DepthHead {
+    const void* weight;  // [14, 14 * height * width], the heatmaps' element
+    const float* bias;   // [14]
+    float* depth;        // [poses, 14], the result: sums in float32, in an order that does not change
+};
+
+// Both in one launch, the maps being read once; not for channels last. `memory`: soft_argmax_depth_memory(poses) bytes
+// of the device, aligned to 8, whatever they hold, for this launch alone.
+cudaError_t soft_argmax_depth(const Heatmaps& maps, const SoftArgmaxOptions& options, const DepthHead& head,
+                              const Keypoints& out, void* memory, cudaStream_t stream);
+std::size_t soft_argmax_depth_memory(int poses);
 
 struct KeypointGradients {
     const float* uv;          // [poses, 14, 2], of the loss

@@ -5,16 +5,21 @@ is :func:`jointbert.models.heatmap.soft_argmax` on ``(B, 14, H, W)`` maps; ``win
 ``torch.compile`` and has a gradient. On the CPU it is the reference itself; on a GPU one launch of ``csrc/cuda`` on the current
 stream, for 14 maps a pose in float32, float16 or bfloat16, contiguous or channels last (other strides are copied). For other
 dtypes and shapes, and with a warning in an installation without GPU kernels, it is the reference there, too.
+
+``jointbert::soft_argmax_depth(Tensor heatmaps, Tensor weight, Tensor bias, str mode, float beta, int window) -> (Tensor uv,
+Tensor confidence, Tensor status, Tensor depth)`` is the same and, in the same launch, the linear layer from all of a pose's
+maps to a depth offset of each joint. It reads contiguous maps; others are copied first.
 """
 
 from __future__ import annotations
 
 import warnings
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from jointbert.backends.cuda import call, load_module
 from jointbert.checks import JointbertWarning
@@ -37,6 +42,51 @@ def soft_argmax(heatmaps: Tensor, mode: Mode = "soft", beta: float = 100.0, wind
     return Keypoints(*torch.ops.jointbert.soft_argmax(heatmaps, mode, float(beta), window))
 
 
+class KeypointsWithDepth(NamedTuple):
+    """:class:`jointbert.models.heatmap.Keypoints` and each joint's depth offset."""
+
+    uv: Tensor  # [B, 14, 2]
+    confidence: Tensor  # [B, 14]
+    status: Tensor  # [B, 14] uint8
+    depth: Tensor  # [B, 14]: in the unit that the layer was trained in; not finite where a map of the pose is not
+
+
+def soft_argmax_depth(
+    heatmaps: Tensor, weight: Tensor, bias: Tensor, mode: Mode = "soft", beta: float = 100.0, window: int | None = None
+) -> KeypointsWithDepth:
+    """:func:`soft_argmax` of ``(B, 14, H, W)`` maps, and ``linear(heatmaps.flatten(1), weight, bias)``, the depth offsets of
+    the thesis's 3D regression (section 4.2.2), by one operator that reads the maps once.
+
+    Products are of the heatmaps' dtype, as under autocast, sums in float32 and in an order that does not change (float64 maps:
+    both in float64). Gradients reach maps, weight and bias.
+
+    Args:
+        weight: ``(14, 14 * H * W)``. bias: ``(14,)``. Both on the maps' device.
+
+    Raises:
+        ValueError: a shape, device, mode, beta or window out of range. TypeError: a dtype that is not floating point.
+        RuntimeError: what CUDA says of a launch.
+    """
+    check_heatmaps(heatmaps, mode, beta, window)
+    _check_linear(heatmaps, weight, bias)
+    window = -1 if window is None else min(window, MAX_SIZE)
+    return KeypointsWithDepth(*torch.ops.jointbert.soft_argmax_depth(heatmaps, weight, bias, mode, float(beta), window))
+
+
+def _check_linear(heatmaps: Tensor, weight: Tensor, bias: Tensor) -> None:
+    shape = tuple(heatmaps.shape)
+    if heatmaps.ndim != 4:
+        raise ValueError(f"heatmaps: got the shape {shape}; expected (B, 14, H, W)")
+    inputs = shape[1] * shape[2] * shape[3]
+    for name, given, expected in (("weight", weight, (NUM_JOINTS, inputs)), ("bias", bias, (NUM_JOINTS,))):
+        if tuple(given.shape) != expected:
+            raise ValueError(f"{name}: got the shape {tuple(given.shape)}; expected {expected} for heatmaps {shape}")
+        if not given.is_floating_point():
+            raise TypeError(f"{name}: got the dtype {given.dtype}; expected floating point")
+        if given.device != heatmaps.device:
+            raise ValueError(f"{name}: got a tensor on {given.device}; expected {heatmaps.device}, where the heatmaps are")
+
+
 @torch.library.custom_op("jointbert::soft_argmax", mutates_args=(), device_types="cpu")
 def _forward(heatmaps: Tensor, mode: str, beta: float, window: int) -> tuple[Tensor, Tensor, Tensor]:
     return _reference(heatmaps, mode, beta, window)
@@ -49,21 +99,71 @@ def _(heatmaps: Tensor, mode: str, beta: float, window: int) -> tuple[Tensor, Te
     if kernels is None:
         return _reference(heatmaps, mode, beta, window)
     maps = heatmaps.contiguous(memory_format=_layout(heatmaps))
-    uv = torch.empty((*maps.shape[:2], 2), dtype=torch.float32, device=maps.device)
-    confidence, status = torch.empty_like(uv[..., 0]), torch.empty(maps.shape[:2], dtype=torch.uint8, device=maps.device)
+    results = _results(maps)
     with torch.cuda.device(maps.device):
-        results = (x.data_ptr() for x in (uv, confidence, status))
-        stream = torch.cuda.current_stream().cuda_stream
-        call(kernels.soft_argmax, *_arguments(maps, mode, beta, window), *results, stream)
-    return uv, confidence, status
+        layout, stream = not maps.is_contiguous(), torch.cuda.current_stream().cuda_stream
+        call(kernels.soft_argmax, *_sizes(maps), layout, mode == "soft", beta, window, *_addresses(results), stream)
+    return results
 
 
 @_forward.register_fake
 def _(heatmaps: Tensor, mode: str, beta: float, window: int) -> tuple[Tensor, Tensor, Tensor]:
-    leading = heatmaps.shape[:-2]
-    dtype = torch.float64 if heatmaps.dtype == torch.float64 else torch.float32
-    confidence = heatmaps.new_empty(leading, dtype=dtype)
-    return heatmaps.new_empty((*leading, 2), dtype=dtype), confidence, heatmaps.new_empty(leading, dtype=torch.uint8)
+    return _results(heatmaps)
+
+
+@torch.library.custom_op("jointbert::soft_argmax_depth", mutates_args=(), device_types="cpu")
+def _with_depth(
+    heatmaps: Tensor, weight: Tensor, bias: Tensor, mode: str, beta: float, window: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_linear(heatmaps, weight, bias)
+    return *_reference(heatmaps, mode, beta, window), _linear(heatmaps, weight, bias)
+
+
+@_with_depth.register_kernel("cuda")
+def _(
+    heatmaps: Tensor, weight: Tensor, bias: Tensor, mode: str, beta: float, window: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_heatmaps(heatmaps, mode, beta, None if window < 0 else window)  # type: ignore[arg-type]
+    _check_linear(heatmaps, weight, bias)
+    kernels = _kernels() if _has_kernel(heatmaps) else None
+    if kernels is None:
+        return *_reference(heatmaps, mode, beta, window), _linear(heatmaps, weight, bias)
+    maps = heatmaps.contiguous()
+    head = (weight.to(maps.dtype).contiguous(), bias.float().contiguous())
+    results = (*_results(maps), _depth_of(maps))
+    memory = maps.new_empty(kernels.soft_argmax_depth_memory(len(maps)), dtype=torch.uint8)
+    with torch.cuda.device(maps.device):
+        pointers = (*_addresses((*head, *results, memory)), torch.cuda.current_stream().cuda_stream)
+        call(kernels.soft_argmax_depth, *_sizes(maps), mode == "soft", beta, window, *pointers)
+    return results
+
+
+@_with_depth.register_fake
+def _(
+    heatmaps: Tensor, weight: Tensor, bias: Tensor, mode: str, beta: float, window: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *_results(heatmaps), _depth_of(heatmaps)
+
+
+def _linear(heatmaps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    wide = _wide(heatmaps)
+    return F.linear(heatmaps.to(wide).flatten(1), weight.to(heatmaps.dtype).to(wide), bias.to(wide))
+
+
+def _wide(heatmaps: Tensor) -> torch.dtype:
+    """In which there are sums and results."""
+    return torch.float64 if heatmaps.dtype == torch.float64 else torch.float32
+
+
+def _results(heatmaps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """uv, confidence, status: memory for them."""
+    leading, wide = heatmaps.shape[:-2], _wide(heatmaps)
+    confidence = heatmaps.new_empty(leading, dtype=wide)
+    return heatmaps.new_empty((*leading, 2), dtype=wide), confidence, heatmaps.new_empty(leading, dtype=torch.uint8)
+
+
+def _depth_of(heatmaps: Tensor) -> Tensor:
+    return heatmaps.new_empty((len(heatmaps), NUM_JOINTS), dtype=_wide(heatmaps))
 
 
 @torch.library.custom_op("jointbert::soft_argmax_backward", mutates_args=(), device_types="cpu")
@@ -82,8 +182,9 @@ def _(heatmaps: Tensor, status: Tensor, to_uv: Tensor, to_confidence: Tensor, mo
     gradient = torch.empty_like(maps, memory_format=_layout(heatmaps))
     told = [x.contiguous() for x in (status, to_uv.float(), to_confidence.float())]
     with torch.cuda.device(maps.device):
-        pointers = (*(x.data_ptr() for x in told), gradient.data_ptr(), torch.cuda.current_stream().cuda_stream)
-        call(kernels.soft_argmax_backward, *_arguments(maps, mode, beta, window), *pointers)
+        pointers = (*_addresses((*told, gradient)), torch.cuda.current_stream().cuda_stream)
+        layout = not maps.is_contiguous()
+        call(kernels.soft_argmax_backward, *_sizes(maps), layout, mode == "soft", beta, window, *pointers)
     return gradient
 
 
@@ -140,10 +241,14 @@ def _kernels() -> Any:
         return None
 
 
-def _arguments(maps: Tensor, mode: str, beta: float, window: int) -> tuple[Any, ...]:
-    """Those that both kernels begin with."""
+def _sizes(maps: Tensor) -> tuple[int, ...]:
+    """The arguments that every kernel begins with."""
     poses, _, h, w = maps.shape
-    return (maps.data_ptr(), _ELEMENTS[maps.dtype], poses, h, w, not maps.is_contiguous(), mode == "soft", beta, window)
+    return maps.data_ptr(), _ELEMENTS[maps.dtype], poses, h, w
+
+
+def _addresses(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
+    return tuple(x.data_ptr() for x in tensors)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -154,9 +259,36 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(True)
 
 
+def _setup_with_depth(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    heatmaps, weight, bias, *options = inputs
+    uv, _, status, _ = output
+    ctx.save_for_backward(heatmaps, weight, bias, status)
+    ctx.options = options
+    ctx.mark_non_differentiable(*((uv, status) if options[0] == "argmax" else (status,)))
+    ctx.set_materialize_grads(True)
+
+
+def _gradient_with_depth(
+    ctx: Any, to_uv: Tensor, to_confidence: Tensor, _: Tensor, to_depth: Tensor
+) -> tuple[Tensor | None, ...]:
+    heatmaps, weight, bias, status = ctx.saved_tensors
+    to_heatmaps = to_weight = to_bias = None
+    to = to_depth.to(heatmaps.dtype)
+    if ctx.needs_input_grad[0]:
+        told = (heatmaps, status, to_uv, to_confidence)
+        to_heatmaps = torch.ops.jointbert.soft_argmax_backward(*told, *ctx.options)
+        to_heatmaps = to_heatmaps + (to @ weight.to(to.dtype)).view(heatmaps.shape)
+    if ctx.needs_input_grad[1]:
+        to_weight = (to.T @ heatmaps.flatten(1)).to(weight.dtype)
+    if ctx.needs_input_grad[2]:
+        to_bias = to_depth.sum(0).to(bias.dtype)
+    return to_heatmaps, to_weight, to_bias, None, None, None
+
+
 def _gradient(ctx: Any, to_uv: Tensor, to_confidence: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     heatmaps, status = ctx.saved_tensors
     return torch.ops.jointbert.soft_argmax_backward(heatmaps, status, to_uv, to_confidence, *ctx.options), None, None, None
 
 
 _forward.register_autograd(_gradient, setup_context=_setup)
+_with_depth.register_autograd(_gradient_with_depth, setup_context=_setup_with_depth)

@@ -29,7 +29,7 @@ from jointbert.weights import load_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = ("csrc/bindings/cuda.cpp", "csrc/cuda/device_refiner.cpp", "csrc/cuda/session.cpp", "tests/cuda/played_gpu.cpp")
-KERNELS = ("csrc/cuda/refiner.cu", "csrc/cuda/soft_argmax.cu")
+KERNELS = tuple(f"csrc/cuda/{name}.cu" for name in ("refiner", "soft_argmax", "soft_argmax_depth"))
 
 
 @pytest.fixture(scope="module")
@@ -484,3 +484,31 @@ def test_a_session_frees_what_it_took(gpu: ctypes.CDLL) -> None:
     with pytest.raises(RuntimeError, match="cudaMallocHost"):
         GraphSession({"x": ((3,), "float32")}, {"y": ((3,), "float32")}, rows=8)
     assert gpu.played_allocated() == before
+
+
+def test_heatmaps_by_address(module: ModuleType) -> None:
+    """The kernels behind torch's operators, as these call them."""
+    maps = np.random.default_rng(0).random((18, 14, 8, 8), dtype=np.float32)
+    weight, bias = np.random.default_rng(1).random((14, maps[0].size), dtype=np.float32), np.arange(14, dtype=np.float32)
+    uv, confidence = np.zeros((18, 14, 2), np.float32), np.zeros((18, 14), np.float32)
+    status, depth = np.ones((18, 14), np.uint8), np.zeros((18, 14), np.float32)
+    memory = np.empty(module.soft_argmax_depth_memory(18), np.uint8)
+    results = [x.ctypes.data for x in (uv, confidence, status)]
+    top = maps.reshape(18, 14, -1).argmax(-1)
+    expected = np.stack([top % 8, top // 8], -1)
+
+    module.soft_argmax(maps.ctypes.data, 0, 18, 8, 8, False, False, 1.0, -1, *results, 0)
+    module.synchronize(0, 0)
+    np.testing.assert_array_equal(uv, expected)
+    uv[:] = 0
+    head = (weight.ctypes.data, bias.ctypes.data)
+    module.soft_argmax_depth(
+        maps.ctypes.data, 0, 18, 8, 8, False, 1.0, -1, *head, *results, depth.ctypes.data, memory.ctypes.data, 0
+    )
+    module.synchronize(0, 0)
+    np.testing.assert_array_equal(uv, expected)
+    np.testing.assert_array_equal(confidence, maps.max((2, 3)))
+    np.testing.assert_array_equal(status, 0)
+    np.testing.assert_allclose(depth, maps.reshape(18, -1).astype(float) @ weight.T.astype(float) + bias, rtol=1e-6)
+    with pytest.raises(ValueError, match="up to 128 x 128"):
+        module.soft_argmax_depth(0, 0, 1, 129, 8, False, 1.0, -1, *head, *results, 0, 0, 0)

@@ -119,3 +119,57 @@ def test_it_compiles_whole() -> None:
     (expected,) = torch.autograd.grad(loss(maps), maps)
     (found,) = torch.autograd.grad(torch.compile(loss, fullgraph=True)(maps), maps)
     torch.testing.assert_close(found, expected)
+
+
+def head(dtype: torch.dtype, h: int, w: int) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(2)
+    inputs = 14 * h * w
+    return (torch.randn(14, inputs, generator=g) / inputs**0.5).to(dtype), torch.randn(14, generator=g)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("poses", "h", "w"), [(1, 64, 64), (257, 64, 64), (3, 128, 128), (17, 7, 5), (2, 60, 80)])
+@pytest.mark.parametrize("window", [None, 4])
+def test_depth_equals_the_twin(poses: int, h: int, w: int, dtype: torch.dtype, window: int | None) -> None:
+    maps, (weight, bias) = heatmaps(poses, h, w).to(dtype), head(dtype, h, w)
+    maps[0, 3, 0, 0] = 0.1
+    exact = torch.nn.functional.linear(maps.double().flatten(1), weight.double(), bias.double())
+    single = torch.nn.functional.linear(maps.float().flatten(1), weight.float(), bias)
+    given = (maps.cuda(), weight.cuda(), bias.cuda())
+    found = operators.soft_argmax_depth(*given, "soft", 20.0, window)
+    plain = soft_argmax(maps.double(), "soft", 20.0, window)
+    own = (soft_argmax(maps.float(), "soft", 20.0, window).uv - plain.uv).abs().max()
+    assert (found.uv.cpu() - plain.uv).abs().max() <= 2 * own + 1e-5
+    assert torch.equal(found.confidence.cpu(), plain.confidence.float())
+    assert (found.depth.cpu() - exact).abs().max() <= 2 * (single - exact).abs().max() + 1e-6 * exact.abs().max()
+    for _ in range(5):  # blocks end in any order, sums stay the same
+        assert torch.equal(operators.soft_argmax_depth(*given, "soft", 20.0, window).depth, found.depth)
+
+
+def test_depth_replays_in_a_graph() -> None:
+    maps, (weight, bias) = heatmaps(40, 64, 64).cuda().half(), (x.cuda() for x in head(torch.float16, 64, 64))
+    expected = operators.soft_argmax_depth(maps, weight, bias).depth
+    still = torch.zeros_like(maps)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = operators.soft_argmax_depth(still, weight, bias).depth
+    still.copy_(maps)
+    for _ in range(3):
+        graph.replay()
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found[1:], expected[1:])
+
+
+def test_depth_gradients() -> None:
+    maps, (weight, bias) = heatmaps(5, 16, 24)[1:].cuda(), (x.cuda() for x in head(torch.float32, 16, 24))
+
+    def gradients(f: object) -> tuple[torch.Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for x in (maps, weight, bias)]
+        uv, confidence, _, depth = f(*leaves, "soft", 5.0)  # type: ignore[operator]
+        return torch.autograd.grad(uv.sum() + confidence.square().sum() + depth.square().sum(), leaves)
+
+    def reference(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, mode: str, beta: float) -> tuple[torch.Tensor, ...]:
+        return *soft_argmax(x, mode, beta), torch.nn.functional.linear(x.flatten(1), w, b)  # type: ignore[arg-type]
+
+    for a, b in zip(gradients(operators.soft_argmax_depth), gradients(reference), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from jointbert.models.heatmap import Keypoints, soft_argmax  # noqa: E402
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
+SCHEDULES = {"forward": 0, "reverse": 1, "random": 2, "uneven": 3}
 HARNESS = ("soft_argmax_host.cpp", "soft_argmax.cu")
 BARRIERS = (Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "soft_argmax.cu").read_text().count("__syncthreads();")
 
@@ -140,7 +140,7 @@ def test_a_map_that_is_not_aligned(library: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize(("schedule", "seed"), [("reverse", 0), ("random", 1), ("random", 2), ("random", 3)])
+@pytest.mark.parametrize(("schedule", "seed"), [("reverse", 0), ("random", 1), ("random", 2), ("uneven", 3)])
 def test_every_schedule_gives_the_same(library: ctypes.CDLL, schedule: str, seed: int, last: bool) -> None:
     maps = heatmaps(2, 30, 40)
     if last:

@@ -115,3 +115,75 @@ def test_without_kernels_there_is_one_warning(monkeypatch: pytest.MonkeyPatch) -
         assert operators._kernels() is None
     assert operators._kernels() is None  # warnings are errors in this suite
     operators._kernels.cache_clear()
+
+
+def head(dtype: torch.dtype = torch.float32, inputs: int = 14 * 9 * 12) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(14, inputs, generator=g).to(dtype) / inputs**0.5, torch.randn(14, generator=g).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_depth_is_a_linear_layer_s(dtype: torch.dtype) -> None:
+    weight, bias = head(dtype)
+    found = operators.soft_argmax_depth(maps(dtype), weight, bias, "soft", 5.0, 2)
+    for a, b in zip(found[:3], soft_argmax(maps(dtype), "soft", 5.0, 2), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    expected = torch.einsum("bchw,nchw->bn", maps(dtype).to(wide), weight.to(wide).view(14, 14, 9, 12)) + bias.to(wide)
+    torch.testing.assert_close(found.depth, expected, equal_nan=True)
+    assert found.depth.dtype == wide
+    assert found.depth[1].isnan().all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("mode", "window"), [("soft", -1), ("soft", 2), ("argmax", -1)])
+def test_depth_opcheck(mode: str, window: int, layout: str) -> None:
+    """Gradients of maps, weight and bias by finite differences, too."""
+    good = LAYOUTS[layout](torch.rand(2, 14, 6, 4, dtype=torch.float64)).detach().requires_grad_()
+    weight, bias = (x.requires_grad_() for x in head(torch.float64, good[0].numel()))
+    torch.library.opcheck(torch.ops.jointbert.soft_argmax_depth, (good, weight, bias, mode, 3.0, window))
+    with_gradient = (1, 3) if mode == "argmax" else (0, 1, 3)
+
+    def results(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = operators.soft_argmax_depth(*inputs, mode, 3.0, None if window < 0 else window)  # type: ignore[arg-type]
+        return tuple(found[i] for i in with_gradient)
+
+    torch.autograd.gradcheck(results, (good, weight, bias), fast_mode=True)
+
+
+def test_depth_trains_in_half_precision() -> None:
+    """Weights in float32, maps in bfloat16: what autocast gives."""
+    weight, bias = (x.requires_grad_() for x in head(inputs=14 * 8 * 8))
+    leaf = torch.rand(3, 14, 8, 8).bfloat16().requires_grad_()
+    operators.soft_argmax_depth(leaf, weight, bias).depth.square().sum().backward()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    assert (weight.grad.dtype, bias.grad.dtype) == (torch.float32, torch.float32)
+    exact = [x.detach().double().requires_grad_() for x in (leaf, weight, bias)]
+    torch.nn.functional.linear(exact[0].flatten(1), *exact[1:]).square().sum().backward()
+    for a, b in zip((leaf, weight, bias), exact, strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=0.03, atol=0.03 * b.grad.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.zeros(14, 5)}, r"weight: got the shape \(14, 5\); expected \(14, 1512\) for heatmaps"),
+        ({"bias": torch.zeros(13)}, r"bias: got the shape \(13,\); expected \(14,\)"),
+        ({"bias": torch.zeros(14, dtype=torch.int64)}, "bias: got the dtype torch.int64"),
+        ({"heatmaps": torch.zeros(14, 9, 12)}, r"heatmaps: got the shape \(14, 9, 12\); expected \(B, 14, H, W\)"),
+        ({"weight": torch.zeros(14, 1512, device="meta")}, "weight: got a tensor on meta; expected cpu"),
+    ],
+)
+def test_bad_heads_are_named(change: dict[str, torch.Tensor], message: str) -> None:
+    weight, bias = head()
+    given = {"heatmaps": maps(), "weight": weight, "bias": bias, **change}
+    with pytest.raises((ValueError, TypeError), match=message):
+        operators.soft_argmax_depth(**given)
+
+
+def test_no_poses() -> None:
+    found = operators.soft_argmax_depth(maps()[:0], *head())
+    assert [tuple(x.shape) for x in found] == [(0, 14, 2), (0, 14), (0, 14), (0, 14)]
