@@ -1,4 +1,4 @@
-"""The thesis's modules in torch. Importing this package needs ``pip install "jointbert[train]"`` or any torch."""
+"""The thesis's modules in torch. Importing this package needs torch; the estimator ``pip install "jointbert[estimator]"``."""
 
 from jointbert.models.refiner import JointRefiner, RefinerConfig
 

@@ -51,7 +51,8 @@ def soft_argmax(heatmaps: Tensor, mode: Mode = "soft", beta: float = 100.0, wind
     peak = maps.gather(-1, at.unsqueeze(-1)).squeeze(-1)
     invalid = ~peak.isfinite()
     status = invalid.to(torch.uint8)
-    confidence = peak.clamp(0, 1).masked_fill(invalid, 0)
+    # Written out: at 0 and 1 themselves, what flows back through torch's clamp depends on its version.
+    confidence = torch.where((peak >= 0) & (peak <= 1), peak, peak.detach().clamp(0, 1)).masked_fill(invalid, 0)
     top = torch.stack([at % w, at // w], -1)
     if mode == "argmax":
         uv = top.to(maps.dtype)

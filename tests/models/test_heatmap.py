@@ -170,3 +170,15 @@ def test_what_is_refused(arguments: dict, kind: type[Exception], message: str) -
 def test_no_maps_at_all() -> None:
     uv, confidence, status = soft_argmax(torch.zeros(0, 14, 8, 8))
     assert (uv.shape, confidence.shape, status.shape) == ((0, 14, 2), (0, 14), (0, 14))
+
+
+def test_confidence_s_gradient_at_its_ends() -> None:
+    """1 at 0 and at 1, 0 beyond: whatever torch's clamp does there."""
+    for peak, expected in ((1.0, 1.0), (0.0, 1.0), (0.4, 1.0), (1.5, 0.0), (-0.5, 0.0)):
+        maps = torch.full((1, 4, 4), peak - 1)
+        maps[0, 1, 2] = peak
+        maps.requires_grad_()
+        soft_argmax(maps, "argmax").confidence.sum().backward()
+        assert maps.grad is not None
+        assert maps.grad[0, 1, 2] == expected
+        assert maps.grad.abs().sum() == expected

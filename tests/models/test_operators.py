@@ -46,6 +46,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own, in torch 2.14
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("mode", "window"), [("soft", -1), ("soft", 2), ("argmax", -1)])
 def test_opcheck(mode: str, window: int, layout: str) -> None:
@@ -135,6 +136,7 @@ def test_depth_is_a_linear_layer_s(dtype: torch.dtype) -> None:
     assert found.depth[1].isnan().all()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own, in torch 2.14
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("mode", "window"), [("soft", -1), ("soft", 2), ("argmax", -1)])
 def test_depth_opcheck(mode: str, window: int, layout: str) -> None:

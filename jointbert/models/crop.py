@@ -1,0 +1,112 @@
+"""The cube around a hand: its image as the network sees it, and the way from there back to millimetres.
+
+A crop is the square window, ``size`` pixels a side, onto which the front face's outline of an axis-aligned cube at the hand's
+centre falls, taken at the centre's depth. Places in it are pixels with integers at their centres; depth is relative to the
+centre, in half-cubes: -1 at the cube's near side, 1 at its far side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jointbert.camera import Camera
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Windows of a batch of images."""
+
+    centres: Tensor  # [B, 3]: x y z of the cube's centre in the camera frame, mm
+    camera: Tensor  # [B, 4]: fx, fy, cx, cy, pixels
+    half_mm: Tensor  # [B]: half the cube's side
+    turn: Tensor  # [B, 2, 2]: in-plane rotation, from crop pixels about the window's middle to the image's axes
+    size: int
+
+    @classmethod
+    def around(
+        cls, centres: Tensor, camera: Camera | Tensor, cube_mm: float | Tensor, size: int, angle: Tensor | None = None
+    ) -> Crop:
+        """Cubes of side ``cube_mm`` (one, or ``(B,)``) at ``centres`` ``(B, 3)``; windows turned by ``angle`` ``(B,)`` radians,
+        clockwise as the image is seen.
+
+        Raises:
+            ValueError: shapes, a centre that is not finite or not in front of the camera, a cube without extent.
+        """
+        if centres.ndim != 2 or centres.shape[1] != 3:
+            raise ValueError(f"centres: got the shape {tuple(centres.shape)}; expected (B, 3), x y z in millimetres")
+        batch = len(centres)
+        if isinstance(camera, Camera):
+            camera = centres.new_tensor([camera.fx, camera.fy, camera.cx, camera.cy])
+        if tuple(camera.shape) not in ((4,), (batch, 4)):
+            raise ValueError(f"camera: got the shape {tuple(camera.shape)}; expected (4,) or ({batch}, 4): fx, fy, cx, cy")
+        half = torch.as_tensor(cube_mm, dtype=centres.dtype, device=centres.device) / 2
+        if tuple(half.shape) not in ((), (batch,)):
+            raise ValueError(f"cube_mm: got the shape {tuple(half.shape)}; expected one number or ({batch},)")
+        camera, half = camera.to(centres).expand(batch, 4), half.expand(batch)
+        if not bool(((half > 0) & half.isfinite()).all()):
+            raise ValueError("cube_mm: expected positive sides")
+        if not bool((camera.isfinite().all(1) & (camera[:, :2] > 0).all(1)).all()):
+            raise ValueError("camera: expected finite numbers with positive focal lengths")
+        bad = ~(centres.isfinite().all(1) & (centres[:, 2] > 0))
+        if bool(bad.any()):
+            i = int(bad.nonzero()[0])
+            raise ValueError(f"centres: got {centres[i].tolist()} for image {i}; expected x y z in front of the camera, mm")
+        angle = torch.zeros(batch).to(centres) if angle is None else angle.to(centres)
+        s, c = angle.sin(), angle.cos()
+        return cls(centres, camera, half, torch.stack([c, -s, s, c], -1).view(batch, 2, 2), size)
+
+    @property
+    def middle(self) -> Tensor:
+        """``(B, 2)`` image pixels of the centre."""
+        return self.centres[:, :2] * self.camera[:, :2] / self.centres[:, 2:] + self.camera[:, 2:]
+
+    @property
+    def scale(self) -> Tensor:
+        """``(B, 2)`` image pixels a crop pixel."""
+        return 2 * self.half_mm.unsqueeze(1) * self.camera[:, :2] / self.centres[:, 2:] / self.size
+
+    def to_image(self, uv: Tensor) -> Tensor:
+        """``(B, N, 2)`` crop pixels to image pixels."""
+        turned = (uv - (self.size - 1) / 2) @ self.turn.mT
+        return self.middle.unsqueeze(1) + turned * self.scale.unsqueeze(1)
+
+    def from_image(self, uv: Tensor) -> Tensor:
+        """``(B, N, 2)`` image pixels to crop pixels."""
+        return ((uv - self.middle.unsqueeze(1)) / self.scale.unsqueeze(1)) @ self.turn + (self.size - 1) / 2
+
+    def to_xyz(self, uv: Tensor, depth: Tensor) -> Tensor:
+        """``(B, N, 2)`` crop pixels and ``(B, N)`` depth in half-cubes to ``(B, N, 3)`` millimetres in the camera frame."""
+        z = (self.centres[:, 2:] + depth * self.half_mm.unsqueeze(1)).unsqueeze(-1)
+        focal, principal = self.camera[:, None, :2], self.camera[:, None, 2:]
+        return torch.cat([(self.to_image(uv) - principal) * z / focal, z], -1)
+
+    def from_xyz(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, N, 3)`` millimetres in the camera frame to crop pixels ``(B, N, 2)`` and depth in half-cubes ``(B, N)``."""
+        focal, principal = self.camera[:, None, :2], self.camera[:, None, 2:]
+        uv = xyz[..., :2] * focal / xyz[..., 2:] + principal
+        return self.from_image(uv), (xyz[..., 2] - self.centres[:, 2:]) / self.half_mm.unsqueeze(1)
+
+    def depth(self, images: Tensor) -> Tensor:
+        """``(B, 1, H, W)`` depth images in millimetres to ``(B, 1, size, size)`` in half-cubes, clamped to [-1, 1].
+
+        A hole (0, or not finite) and what lies outside the image are far away: 1. The nearest pixel is taken: a mean of two
+        depths at an edge is a surface that is not there."""
+        z = self._sample(torch.where(images.isfinite(), images, 0), "nearest")
+        relative = (z - self.centres[:, 2, None, None, None]) / self.half_mm[:, None, None, None]
+        return torch.where(z > 0, relative.clamp(-1, 1), 1)
+
+    def rgb(self, images: Tensor) -> Tensor:
+        """``(B, 3, H, W)`` images to ``(B, 3, size, size)``, bilinear; what lies outside the image is 0."""
+        return self._sample(images, "bilinear")
+
+    def _sample(self, images: Tensor, mode: str) -> Tensor:
+        h, w = images.shape[-2:]
+        pixels = torch.arange(self.size, device=images.device, dtype=self.centres.dtype)
+        v, u = torch.meshgrid(pixels, pixels, indexing="ij")
+        places = self.to_image(torch.stack([u, v], -1).view(1, -1, 2)).view(-1, self.size, self.size, 2)
+        edges = (2 * places + 1) / places.new_tensor([w, h]) - 1  # -1 and 1 are the image's edges
+        return F.grid_sample(images, edges.to(images.dtype), mode=mode, padding_mode="zeros", align_corners=False)

@@ -1,0 +1,148 @@
+"""The image encoder: an ImageNet ResNet (He et al., CVPR 2016; thesis, section 4.2.1), frozen, whose four stages a top-down
+path joins to features at a quarter of the image's size (as in feature pyramids, Lin et al., CVPR 2017).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+STRIDE = 4
+"""Image pixels a feature pixel, along each axis."""
+
+
+class Trunk(nn.Module):
+    """The four stages of torchvision's ResNet, without its classifier. Frozen: batch norm stays in evaluation mode, and no
+    gradient reaches it, unless :meth:`thaw` says otherwise.
+
+    Shapes: ``(B, 3, H, W)``, H and W multiples of 32, to four maps ``(B, C_i, H / s, W / s)`` with s = 4, 8, 16, 32; of
+    ``resnet50`` C = 256, 512, 1024, 2048.
+    """
+
+    def __init__(self, backbone: Backbone = "resnet50") -> None:
+        super().__init__()
+        if backbone not in get_args(Backbone):
+            raise ValueError(f"backbone: got {backbone!r}; expected one of {', '.join(get_args(Backbone))}")
+        self.backbone = backbone
+        net = torchvision.models.get_model(backbone, weights=None)
+        self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        self.stages = nn.ModuleList([net.layer1, net.layer2, net.layer3, net.layer4])
+        self.channels = [_outputs(stage) for stage in (net.layer1, net.layer2, net.layer3, net.layer4)]
+        self.trained: Tensor
+        self.register_buffer("trained", torch.zeros((), dtype=torch.uint8))
+        self._frozen = True
+        self.requires_grad_(False).eval()
+
+    def thaw(self) -> Trunk:
+        """Lets it learn, for pre-training on images where there are no ImageNet weights."""
+        self._frozen = False
+        self.requires_grad_(True)
+        return self
+
+    def freeze(self) -> Trunk:
+        """Back to how it was built; what it learned counts as trained."""
+        self._frozen = True
+        self.trained.fill_(1)
+        return self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Trunk:
+        return super().train(mode and not self._frozen)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.stem(images)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def load_weights(self, source: str | os.PathLike[str]) -> None:
+        """ImageNet weights: ``"imagenet"`` (torchvision's, from its cache or the network), or a file of them: torchvision's
+        own ``.pth``, or ``.safetensors``. Those of another encoder of ours will do, too.
+
+        Raises:
+            ValueError: weights of another backbone. OSError: they can't be had, or read.
+        """
+        self.load_state_dict(_renamed(_read(source, self.backbone), self.state_dict(), source, self.backbone))
+        self.freeze()
+
+
+class TopDown(nn.Module):
+    """Joins the trunk's maps, coarse to fine, at the finest one's size: a 1x1 convolution of each, nearest-neighbour
+    enlargement and sum, a 3x3 convolution at the end."""
+
+    def __init__(self, channels: Sequence[int], width: int = 256) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.smooth = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # four [B, C_i, H_i, W_i] -> [B, width, H_0, W_0]
+        x = self.laterals[-1](maps[-1])
+        for lateral, fine in zip(reversed(self.laterals[:-1]), reversed(maps[:-1]), strict=True):
+            x = lateral(fine) + F.interpolate(x, size=fine.shape[-2:], mode="nearest")
+        out: Tensor = self.smooth(x)
+        return out
+
+
+def _outputs(stage: nn.Module) -> int:
+    last = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
+    return max(module.num_features for module in last)
+
+
+def _read(source: str | os.PathLike[str], backbone: str) -> dict[str, Tensor]:
+    if str(source) == "imagenet":
+        weights: Any = torchvision.models.get_model_weights(backbone).DEFAULT
+        try:
+            loaded: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+        except OSError as error:  # no network: urllib's errors are OSErrors
+            raise OSError(
+                f"ImageNet weights of {backbone} are neither in torch's cache nor to be had ({error}); download "
+                f"{weights.url.rsplit('/', 1)[-1]} elsewhere and name the file"
+            ) from None
+        return loaded
+    path = Path(source)
+    if not path.is_file():
+        raise OSError(f"{path}: no such file of encoder weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the readers think of
+        raise ValueError(f"{path}: no readable weights ({error})") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: no state dict of tensors")
+    return loaded
+
+
+_STEM = {"conv1.": "stem.0.", "bn1.": "stem.1."} | {f"layer{i + 1}.": f"stages.{i}." for i in range(4)}
+
+
+def _renamed(
+    given: dict[str, Tensor], expected: dict[str, Tensor], source: str | os.PathLike[str], backbone: str
+) -> dict[str, Tensor]:
+    """torchvision's names, or ours with or without what stands before them in a larger model, to the trunk's."""
+    found = {}
+    for name, value in given.items():
+        name = name.removeprefix("encoder.").removeprefix("trunk.")
+        for old, new in _STEM.items():
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+        if name in expected:
+            found[name] = value
+    found["trained"] = torch.ones((), dtype=torch.uint8)
+    # Batch norm's counters are not in every file, and nothing reads them.
+    found |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in found}
+    missing = [k for k, v in expected.items() if k not in found or found[k].shape != v.shape]
+    if missing:
+        raise ValueError(f"{source}: not the weights of {backbone}: {missing[0]} and {len(missing) - 1} more are not there")
+    return found

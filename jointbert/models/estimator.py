@@ -1,0 +1,302 @@
+"""The thesis's estimator (figure 4.1): image to heatmaps (dense representation), to joints (3D regression), to refined ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jointbert.camera import Camera
+from jointbert.models.crop import Crop
+from jointbert.models.encoder import STRIDE, Backbone, TopDown, Trunk
+from jointbert.models.heatmap import Mode, to_image_pixels
+from jointbert.models.hourglass import Hourglass
+from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
+from jointbert.models.regression import AdaptiveWeighting, CropJoints, LinearDepth
+
+LAYOUT = "estimator14"
+"""Written into an estimator's file; another is refused."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class EstimatorConfig:
+    """Sizes of a :class:`HandPoseEstimator`; the defaults are the thesis's."""
+
+    image: Literal["depth", "rgb"] = "depth"
+    """Depth: one channel, millimetres. RGB: three channels in [0, 1]."""
+    size: int = 256
+    """Side of the crop, a multiple of 32; heatmaps are a quarter of it."""
+    cube_mm: float = 300.0
+    backbone: Backbone = "resnet50"
+    width: int = 256
+    """Channels of the features and of the hourglass."""
+    depth: int = 4
+    """Of the hourglass: halvings of the heatmaps' size."""
+    head: Literal["linear", "awr"] = "linear"
+    peak: Mode = "soft"
+    """How the linear head finds a heatmap's peak; ``argmax`` is the thesis's, and lets no gradient through."""
+    beta: float = 100.0
+    window: int | None = None
+    refiner: RefinerConfig | None = field(default_factory=RefinerConfig)
+    """None: without a refiner."""
+
+    def __post_init__(self) -> None:
+        if self.image not in ("depth", "rgb"):
+            raise ValueError(f"image: got {self.image!r}; expected 'depth' or 'rgb'")
+        if self.head not in ("linear", "awr"):
+            raise ValueError(f"head: got {self.head!r}; expected 'linear' or 'awr'")
+        if self.head == "awr" and self.image == "rgb":
+            raise ValueError("head: 'awr' stands on the pixels' depth; it needs depth images")
+        if self.size < 32 or self.size % 32:
+            raise ValueError(f"size: got {self.size}; expected a multiple of 32")
+        if self.heatmap_size % 2**self.depth:
+            raise ValueError(f"depth: got {self.depth}; heatmaps of {self.heatmap_size} pixels can't be halved so often")
+
+    @property
+    def heatmap_size(self) -> int:
+        return self.size // STRIDE
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> EstimatorConfig:
+        """From plain numbers and words, such as json or yaml have.
+
+        Raises:
+            ValueError: an unknown key, or a value that can't be.
+        """
+        values = dict(content)
+        try:
+            if isinstance(values.get("refiner"), Mapping):
+                values["refiner"] = RefinerConfig(**values["refiner"])
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"config: {error}") from None
+
+
+class Estimate(NamedTuple):
+    """What the estimator says of a batch of images."""
+
+    joints: Tensor  # [B, 14, 3]: camera frame, mm, before refinement
+    refined: Tensor  # [B, 14, 3]; the same as `joints` without a refiner
+    confidence: Tensor  # [B, 14] in [0, 1]: the heatmaps' peaks
+    sigma: Tensor  # [B, 14]: the refined joints' expected error, mm; NaN without a refiner
+    heatmaps: Tensor  # [B, 14, S, S]
+
+
+class Dense(NamedTuple):
+    """What training sees of a forward pass, besides the joints."""
+
+    joints: CropJoints
+    heatmaps: Tensor  # [B, 14, S, S]; closeness, of an AWR head
+    directions: Tensor | None  # [B, 14, 3, S, S], of an AWR head
+
+
+class HandPoseEstimator(nn.Module):
+    """Image in, 14 joints out, refined: encoder, hourglass, 3D regression, refiner. 30.5M parameters by default, of which the
+    refiner has 5.2 %."""
+
+    def __init__(self, config: EstimatorConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or EstimatorConfig()
+        self.encoder = Trunk(config.backbone)
+        self.top_down = TopDown(self.encoder.channels, config.width)
+        self.hourglass = Hourglass(config.width, config.depth)
+        self.regression: LinearDepth | AdaptiveWeighting
+        if config.head == "linear":
+            self.regression = LinearDepth(config.heatmap_size, config.peak, config.beta, config.window)
+        else:
+            self.regression = AdaptiveWeighting(config.width)
+        self.refiner = JointRefiner(config.refiner) if config.refiner is not None else None
+
+    @classmethod
+    def from_config(
+        cls,
+        config: EstimatorConfig | Mapping[str, Any] | str | os.PathLike[str],
+        encoder: str | os.PathLike[str] | None = "imagenet",
+        refiner: str | os.PathLike[str] | None = None,
+    ) -> HandPoseEstimator:
+        """A new estimator, to be trained.
+
+        Args:
+            config: sizes; a mapping of them, or a yaml or json file.
+            encoder: weights of the encoder: ``"imagenet"``, or a file; None: random, to be pre-trained
+                (see :meth:`Trunk.load_weights`).
+            refiner: weights of the refiner, shipped or a file, whose sizes count; None: random.
+
+        Raises:
+            ValueError: a config that can't be, weights of other sizes. OSError: a file, or ImageNet's weights, can't be had.
+        """
+        if isinstance(config, (str, os.PathLike)):
+            config = _read_config(Path(config))
+        if not isinstance(config, EstimatorConfig):
+            config = EstimatorConfig.of(config)
+        model = cls(config)
+        if encoder is not None:
+            model.encoder.load_weights(encoder)
+        if refiner is not None:
+            if model.refiner is None:
+                raise ValueError("refiner: got weights for a config without a refiner")
+            loaded = JointRefiner.load(refiner)
+            if loaded.config != config.refiner:
+                raise ValueError(f"refiner: {refiner} has {loaded.config}; the config says {config.refiner}")
+            model.refiner.load_state_dict(loaded.state_dict())
+        return model
+
+    def forward(
+        self,
+        images: Tensor,
+        centres: Tensor,
+        camera: Camera | Tensor,
+        cube_mm: float | Tensor | None = None,
+        left: Tensor | None = None,
+    ) -> Estimate:
+        """Joints of one hand in each image.
+
+        Args:
+            images: ``(B, 1, H, W)`` depth in millimetres (0: no reading), or ``(B, 3, H, W)`` RGB in [0, 1].
+            centres: ``(B, 3)`` x y z of the hand's middle in the camera frame, mm.
+            camera: the images' camera, or ``(4,)`` or ``(B, 4)`` fx, fy, cx, cy.
+            cube_mm: side of the cube around the centre that is looked at; the config's without it.
+            left: ``(B,)`` bool: left hands, which the refiner sees mirrored.
+
+        Raises:
+            ValueError: shapes, centres outside the image, no reading within the cube. TypeError: dtypes.
+        """
+        self.check(images, centres)
+        crop = Crop.around(centres.float(), camera, self.config.cube_mm if cube_mm is None else cube_mm, self.config.size)
+        self.check_centres(images, crop)
+        if self.config.image == "depth":
+            crops = crop.depth(images.float())
+            empty = (crops >= 1).flatten(1).all(1)
+            if bool(empty.any()):
+                i = int(empty.nonzero()[0])
+                raise ValueError(f"images: there is no depth within the cube around the centre of image {i}")
+        else:
+            crops = crop.rgb(images.float())
+        dense = self.dense(crops)
+        joints = self.to_xyz(dense.joints, crop)
+        refined, sigma = self.refine(joints, dense.joints.confidence, left)
+        return Estimate(joints, refined, dense.joints.confidence, sigma, dense.heatmaps)
+
+    def check(self, images: Tensor, centres: Tensor) -> None:
+        """What :meth:`forward` refuses of shapes and dtypes."""
+        channels = 1 if self.config.image == "depth" else 3
+        shape = tuple(images.shape)
+        if images.ndim != 4 or images.shape[1] != channels or 0 in shape[2:]:
+            raise ValueError(f"images: got the shape {shape}; expected (B, {channels}, H, W) for {self.config.image} images")
+        if not images.is_floating_point() and (self.config.image == "rgb" or images.dtype == torch.bool):
+            raise TypeError(f"images: got the dtype {images.dtype}; expected floating point")
+        if tuple(centres.shape) != (shape[0], 3):
+            raise ValueError(f"centres: got the shape {tuple(centres.shape)}; expected ({shape[0]}, 3), x y z in millimetres")
+
+    def check_centres(self, images: Tensor, crop: Crop) -> None:
+        """A centre outside the image is another camera's, or another unit's."""
+        uv = crop.middle
+        h, w = images.shape[-2:]
+        outside = ~((uv >= -0.5) & (uv < uv.new_tensor([w, h]) - 0.5)).all(1)
+        if bool(outside.any()):
+            i = int(outside.nonzero()[0])
+            u, v = uv[i].tolist()
+            raise ValueError(
+                f"centres: that of image {i} falls on pixel ({u:.0f}, {v:.0f}), outside of its {w} x {h} pixels: is it in "
+                "millimetres, in the camera frame, and the camera that of the images?"
+            )
+
+    def encode(self, crops: Tensor) -> list[Tensor]:
+        """The frozen part: crops ``(B, 1, S, S)`` in half-cubes, or ``(B, 3, S, S)`` RGB, to the encoder's four maps."""
+        if self.config.image == "rgb":
+            mean, std = (crops.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+            return list(self.encoder((crops - mean) / std))
+        return list(self.encoder(crops.expand(-1, 3, -1, -1)))
+
+    def dense(self, crops: Tensor) -> Dense:
+        """Crops to joints in the crop, with what training looks at."""
+        return self.dense_from_maps(self.encode(crops), crops)
+
+    def dense_from_maps(self, maps: list[Tensor], crops: Tensor) -> Dense:
+        """The same from the encoder's maps, which may come from a cache."""
+        features, heatmaps = self.hourglass(self.top_down(maps))
+        if isinstance(self.regression, LinearDepth):
+            return Dense(self.regression(heatmaps), heatmaps, None)
+        small = F.interpolate(crops, size=heatmaps.shape[-2:], mode="nearest")
+        joints, directions = self.regression(features, heatmaps, small)
+        return Dense(joints, heatmaps, directions)
+
+    def to_xyz(self, joints: CropJoints, crop: Crop) -> Tensor:
+        """``(B, 14, 3)`` millimetres in the camera frame."""
+        size, small = self.config.size, self.config.heatmap_size
+        return crop.to_xyz(to_image_pixels(joints.uv.float(), (small, small), (size, size)), joints.depth.float())
+
+    def refine(self, joints: Tensor, confidence: Tensor, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Refined joints ``(B, 14, 3)``, and their expected errors ``(B, 14)``, mm."""
+        if self.refiner is None:
+            return joints, torch.full_like(confidence, torch.nan)
+        sign = torch.ones_like(joints[:, :1])
+        if left is not None:
+            sign[left, :, 0] = -1
+        observed = torch.ones_like(confidence, dtype=torch.bool)
+        unknown = torch.full_like(joints[..., 0], torch.nan)
+        features, mean = encode(joints * sign, observed, confidence.to(joints.dtype), unknown)
+        refined, sigma = decode(joints * sign, observed, mean, self.refiner(features).float())
+        return refined * sign, sigma
+
+    def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Writes the estimator as safetensors, with its config."""
+        from safetensors.torch import save_file
+
+        tensors = {key: value.detach().contiguous() for key, value in self.state_dict().items()}
+        config = json.dumps(asdict(self.config))
+        save_file(tensors, path, metadata={"layout": LAYOUT, "config": config, **(metadata or {})})
+        Path(path).chmod(0o644)  # safetensors leaves it to the owner alone
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HandPoseEstimator:
+        """An estimator's file, in evaluation mode.
+
+        Raises:
+            ValueError: not the file of an estimator, or of another architecture. OSError: it can't be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise OSError(f"{path}: no such file")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("layout") != LAYOUT:
+                    raise ValueError(f"{path}: the layout {metadata.get('layout')!r} is not an estimator's, {LAYOUT!r}")
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            model = cls(EstimatorConfig.of(json.loads(metadata["config"])))
+            model.load_state_dict(tensors)
+        except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"{path}: no readable estimator ({error})") from None
+        except RuntimeError as error:
+            raise ValueError(f"{path}: its weights are not those of its own config ({_first_line(error)})") from None
+        return model.eval()
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            content = json.loads(text)
+        else:
+            import yaml
+
+            content = yaml.safe_load(text)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{path}: can't be read ({error})") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected a mapping")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n", 2)[:2])
