@@ -112,7 +112,15 @@ def sample_scales(n: int, g: Generator) -> Tensor:
 
 
 def build(directions: Directions, g: Generator, variation: float = 0.06, people: int | None = None) -> Tensor:
-    """``(B, 14, 3)`` joints in the palm's frame, millimetres, at the rest size, with each person's own proportions.
+    """The joints of :func:`build_with_roots`."""
+    return build_with_roots(directions, g, variation, people)[0]
+
+
+def build_with_roots(
+    directions: Directions, g: Generator, variation: float = 0.06, people: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """``(B, 14, 3)`` joints in the palm's frame, millimetres, at the rest size, with each person's own proportions; and
+    ``(B, 5, 3)`` where the fingers begin.
 
     Args:
         variation: standard deviation of every length and of the roots' places, as a fraction.
@@ -132,4 +140,4 @@ def build(directions: Directions, g: Generator, variation: float = 0.06, people:
     thumb_mid = base + thumb[:, 1:2] * directions.thumb[:, 1]
     thumb_tip = thumb_mid + thumb[:, 2:] * directions.thumb[:, 2]
     joints = torch.stack([tip, mid], 2).flatten(1, 2)
-    return torch.cat([joints, torch.stack([thumb_tip, thumb_mid, base], 1), PALM_MM.expand(n, 3, 3)], 1)
+    return torch.cat([joints, torch.stack([thumb_tip, thumb_mid, base], 1), PALM_MM.expand(n, 3, 3)], 1), roots

@@ -1,0 +1,172 @@
+"""The NYU Hand Pose data set's own images (Tompson et al., ACM TOG 2014): ``joint_data.mat`` and ``depth_1_0000001.png`` on.
+
+A PNG holds depth in millimetres as 256 G + B; 0 is a hole. Annotations are those of camera 1, y up in ``joint_xyz``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
+
+from jointbert.camera import NYU
+from jointbert.models.crop import Crop
+from jointbert.skeleton import NYU36_INDICES
+from training.data.hand import rand
+from training.data.images import HandImages
+
+CUBES_MM = (300.0, 250.0)
+"""Of subject 1 and of subject 2, who is smaller: test frames from :data:`SUBJECT2` on."""
+SUBJECT2 = 2440
+JOINTS = 36
+"""Annotated; 14 of them are the protocol's."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Changes in 3D of a training image: they act on the crop, so the joints need none."""
+
+    angle: float = 180.0
+    """Turned about the line of sight by up to so many degrees."""
+    scale: float = 0.1
+    """The cube's side changes by up to this fraction."""
+    shift_mm: float = 10.0
+    """The centre moves by up to so much along each axis."""
+
+
+class NyuImages(Dataset[HandImages]):
+    """Crops of one split's folder; an item is a batch of one.
+
+    Args:
+        folder: holds ``joint_data.mat`` and the images. size: of the crops.
+        centres: a text file, x y z in millimetres a line (y down) or u v d by ``centre_format``; without one, the centre of
+            mass of what is nearest to the camera.
+        augmentation: None: as recorded. variants, seed: item ``i * variants + k`` is frame i, changed the k-th way.
+        test: two cubes, by subject.
+
+    Raises:
+        ValueError: a file that is not what it should be, centres of another number. OSError: a file is missing.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        size: int,
+        centres: str | Path | None = None,
+        centre_format: str = "xyz",
+        augmentation: Augmentation | None = None,
+        variants: int = 1,
+        seed: int = 0,
+        test: bool = False,
+    ) -> None:
+        self.folder, self.size = Path(folder), size
+        self.joints = read_annotations(self.folder / "joint_data.mat")
+        self.augmentation, self.variants, self.seed, self.test = augmentation, variants, seed, test
+        self.centres = None if centres is None else _read_centres(Path(centres), centre_format, len(self.joints))
+
+    def __len__(self) -> int:
+        return len(self.joints) * self.variants
+
+    def __getitem__(self, index: int) -> HandImages:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        frame, variant = divmod(index, self.variants)
+        depth = read_depth(self.folder / f"depth_1_{frame + 1:07d}.png")
+        cube = CUBES_MM[self.test and frame >= SUBJECT2]
+        centre = centre_of_mass(depth, cube) if self.centres is None else torch.from_numpy(self.centres[frame]).float()
+        angle, cube_mm = torch.zeros(1), torch.tensor([cube])
+        if self.augmentation is not None:
+            g = Generator().manual_seed((self.seed * 1_000_003 + frame) * 1_009 + variant)
+            angle = math.radians(self.augmentation.angle) * rand((1,), -1, 1, g)
+            cube_mm = cube_mm * (1 + self.augmentation.scale * rand((1,), -1, 1, g))
+            centre = centre + self.augmentation.shift_mm * rand((3,), -1, 1, g)
+        crop = Crop.around(centre.unsqueeze(0), NYU, cube_mm, self.size, angle)
+        crops = crop.depth(depth.view(1, 1, *depth.shape))
+        joints = torch.from_numpy(self.joints[frame]).unsqueeze(0)
+        visible = torch.ones(1, joints.shape[1], dtype=torch.bool)
+        return HandImages(crops, joints, visible, crop.centres, crop.camera, cube_mm, angle)
+
+
+def read_annotations(path: Path) -> np.ndarray:
+    """``(frames, 14, 3)`` float32: the protocol's joints in the camera frame (y down), mm, of camera 1.
+
+    Raises:
+        OSError: there is no such file. ValueError: it can't be read, or holds something else.
+    """
+    if not path.is_file():
+        raise OSError(f"{path}: no such file; it comes with the NYU Hand Pose data set")
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path, variable_names=["joint_xyz"])
+        joints = np.asarray(content["joint_xyz"], dtype=np.float32)
+    except KeyError:
+        raise ValueError(f"{path}: there is no joint_xyz in it") from None
+    except Exception as error:  # scipy's readers raise whatever they meet in a truncated file
+        raise ValueError(f"{path}: can't be read ({error})") from None
+    if joints.ndim != 4 or joints.shape[2:] != (JOINTS, 3):
+        raise ValueError(f"{path}: joint_xyz has the shape {joints.shape}; expected (cameras, frames, {JOINTS}, 3)")
+    return joints[0][:, NYU36_INDICES] * np.array([1, -1, 1], np.float32)
+
+
+def read_depth(path: Path) -> Tensor:
+    """``(H, W)`` float32 millimetres of a PNG, 0 where there is no reading.
+
+    Raises:
+        OSError: there is no such file. ValueError: truncated, or no image of three channels.
+    """
+    if not path.is_file():
+        raise OSError(f"{path}: no such file")
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+    except Exception as error:  # pillow has a dozen for what a broken file can do
+        raise ValueError(f"{path}: no readable image ({error})") from None
+    if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"{path}: got an image of the shape {pixels.shape}, {pixels.dtype}; expected 8-bit RGB, depth in G and B"
+        )
+    return torch.from_numpy(pixels[..., 1].astype(np.float32) * 256 + pixels[..., 2])
+
+
+def centre_of_mass(depth: Tensor, cube_mm: float, rounds: int = 5) -> Tensor:
+    """``(3,)`` x y z of the middle of what is nearest to NYU's camera: of the readings within a cube around the last middle,
+    again and again, beginning with the nearest hundredth of the readings.
+
+    Raises:
+        ValueError: there are no readings.
+    """
+    v, u = torch.nonzero(depth > 0, as_tuple=True)
+    if not len(u):
+        raise ValueError("an image without any depth has no hand, and no centre")
+    z = depth[v, u]
+    points = torch.stack([(u - NYU.cx) * z / NYU.fx, (v - NYU.cy) * z / NYU.fy, z], 1)
+    middle = points[z <= z.kthvalue(max(1, len(z) // 100)).values].median(0).values
+    for _ in range(rounds):
+        inside = ((points - middle).abs() <= cube_mm / 2).all(1)
+        if inside.any():
+            middle = points[inside].mean(0)
+    return middle
+
+
+def _read_centres(path: Path, kind: str, frames: int) -> np.ndarray:
+    if not path.is_file():
+        raise OSError(f"{path}: no such file of hand centres")
+    try:
+        numbers = np.loadtxt(path, dtype=np.float64, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{path}: can't be read as three numbers a line ({error})") from None
+    if numbers.shape != (frames, 3):
+        raise ValueError(f"{path}: got {numbers.shape[0]} lines of {numbers.shape[1]} numbers; expected {frames} of 3")
+    if kind == "uvd":
+        return NYU.uvd_to_xyz(numbers)
+    if kind != "xyz":
+        raise ValueError(f"centre_format: got {kind!r}; expected 'xyz' or 'uvd'")
+    return numbers
