@@ -96,9 +96,9 @@ def test_the_centre_of_mass(folder: Path, hands: Hands) -> None:
         # Where the arm points at the camera, some of it is nearer than the hand, and counts.
         assert (data[i].centres[0] - hands.joints[i].mean(0)).norm() < 120
     ball = torch.zeros(480, 640)
-    ball[240:250, 320:330] = 500
+    ball[240:260, 320:340] = 500
     ball[100:200, 100:200] = 1500
-    torch.testing.assert_close(centre_of_mass(ball, 300.0), torch.tensor([4.5 * 500 / NYU.fx, 4.5 * 500 / NYU.fy, 500]))
+    torch.testing.assert_close(centre_of_mass(ball, 300.0), torch.tensor([9.5 * 500 / NYU.fx, 9.5 * 500 / NYU.fy, 500]))
     with pytest.raises(ValueError, match="an image without any depth"):
         centre_of_mass(torch.zeros(4, 4), 300.0)
 
