@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from training.config import Experiment, SequenceExperiment, read_experiment
+from training.config import EstimatorExperiment, Experiment, SequenceExperiment, read_experiment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -131,6 +131,147 @@ def export_sequence(
     with _one_sentence():
         export_sequence(checkpoint, first, out)
     typer.echo(f"wrote {out}")
+
+
+ImageConfig = Annotated[Path, typer.Option(help="Experiment, see training/configs/estimator.", exists=True, dir_okay=False)]
+Processes = Annotated[int, typer.Option(help="Processes that share each step (DDP).", min=1)]
+Images = Annotated[Path | None, typer.Option("--nyu", help="Folder of the NYU data set; the config's without it.")]
+Encoder = Annotated[
+    str | None, typer.Option(help="The frozen encoder: 'imagenet', a ResNet's weights, or an exported estimator.")
+]
+Hourglass = Annotated[Path | None, typer.Option(help="An exported estimator, whose hourglass it starts from.", dir_okay=False)]
+Cache = Annotated[Path | None, typer.Option(help="Folder of cache-features, of the same config and encoder.", file_okay=False)]
+
+
+def _image_experiment(config: Path, nyu: Path | None, epochs: int | None) -> EstimatorExperiment:
+    experiment = read_experiment(config, EstimatorExperiment)
+    data = replace(experiment.data, nyu=str(nyu or experiment.data.nyu))
+    return replace(experiment, data=data, trainer=replace(experiment.trainer, epochs=epochs or experiment.trainer.epochs))
+
+
+@app.command()
+def pretrain_encoder(
+    config: ImageConfig,
+    out: Out,
+    nyu: Images = None,
+    resume: Resume = True,
+    epochs: Epochs = None,
+    threads: Threads = 2,
+    processes: Processes = 1,
+) -> None:
+    """Pre-trains encoder and hourglass on images, where ImageNet's weights can't be had."""
+    from jointbert.models.estimator import HandPoseEstimator
+    from training.estimator import train
+
+    with _one_sentence():
+        experiment = _image_experiment(config, nyu, epochs)
+        model = HandPoseEstimator(experiment.model)
+        best = train(experiment, "encoder", model, out, resume, threads, processes)
+    typer.echo(f"best checkpoint: {best}")
+
+
+@app.command()
+def pretrain_hourglass(
+    config: ImageConfig,
+    out: Out,
+    encoder: Encoder = "imagenet",
+    cache: Cache = None,
+    nyu: Images = None,
+    resume: Resume = True,
+    epochs: Epochs = None,
+    threads: Threads = 2,
+    processes: Processes = 1,
+) -> None:
+    """Pre-trains the hourglass on a frozen encoder (thesis, table 4.1)."""
+    from jointbert.models.estimator import HandPoseEstimator
+    from training.estimator import train
+
+    with _one_sentence():
+        experiment = _image_experiment(config, nyu, epochs)
+        model = HandPoseEstimator.from_config(experiment.model, encoder)
+        best = train(experiment, "hourglass", model, out, resume, threads, processes, cache)
+    typer.echo(f"best checkpoint: {best}")
+
+
+@app.command()
+def train(
+    config: ImageConfig,
+    out: Out,
+    encoder: Encoder = "imagenet",
+    hourglass: Hourglass = None,
+    refiner: Annotated[str | None, typer.Option(help="A refiner's weights, shipped or a file; random without it.")] = None,
+    cache: Cache = None,
+    nyu: Images = None,
+    resume: Resume = True,
+    epochs: Epochs = None,
+    threads: Threads = 2,
+    processes: Processes = 1,
+) -> None:
+    """Trains the estimator end to end (thesis, table 4.3)."""
+    from jointbert.models.estimator import HandPoseEstimator
+    from training.estimator import load_parts
+    from training.estimator import train as train_estimator
+
+    with _one_sentence():
+        experiment = _image_experiment(config, nyu, epochs)
+        model = HandPoseEstimator.from_config(experiment.model, encoder, refiner)
+        if hourglass is not None:
+            load_parts(model, hourglass, ("top_down", "hourglass"))
+        best = train_estimator(experiment, "estimator", model, out, resume, threads, processes, cache)
+    typer.echo(f"best checkpoint: {best}")
+
+
+@app.command()
+def cache_features(
+    config: ImageConfig,
+    out: Annotated[Path, typer.Option(help="Folder for the features.", file_okay=False)],
+    encoder: Encoder = "imagenet",
+    nyu: Images = None,
+    threads: Threads = 2,
+) -> None:
+    """Computes the frozen encoder's features of a config's images once; goes on where it stopped."""
+    import torch
+
+    from jointbert.models.estimator import HandPoseEstimator
+    from training.data.feature_cache import build_cache
+    from training.estimator import training_set
+
+    with _one_sentence():
+        torch.set_num_threads(threads)
+        experiment = _image_experiment(config, nyu, None)
+        images, images_id = training_set(experiment.data, experiment.model, experiment.seed)
+        if images is None:
+            raise ValueError(f"{config}: data: images without end can't be cached; say how many, as in images: 2000")
+        build_cache(out, HandPoseEstimator.from_config(experiment.model, encoder), images, images_id)
+    typer.echo(f"features of {len(images)} images: {out}")
+
+
+@app.command()
+def export_estimator(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Of pretrain-encoder, pretrain-hourglass or train.", exists=True, dir_okay=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+) -> None:
+    """Writes a checkpoint's estimator (the averaged weights, where it has them) as safetensors."""
+    from training.estimator import export_estimator as export
+
+    with _one_sentence():
+        export(checkpoint, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def render_hands(
+    out: Annotated[Path, typer.Argument(help="The picture to write (PNG).", dir_okay=False)],
+    seed: Annotated[int, typer.Option(help="Of the hands.")] = 0,
+) -> None:
+    """Draws rendered hands with their joints, hidden ones hollow, and says how many images a second there are on one thread."""
+    from training.render_hands import draw
+
+    with _one_sentence():
+        speed = draw(out, seed)
+    typer.echo(f"{speed:.0f} images of 128 x 128 a second on one thread; picture: {out}")
 
 
 @app.command()

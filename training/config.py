@@ -10,9 +10,12 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from jointbert.models.estimator import EstimatorConfig
 from jointbert.models.refiner import RefinerConfig
 from jointbert.models.sequence import SequenceConfig
 from training.data.clips import ClipConfig
+from training.data.images import RenderConfig
+from training.data.nyu_images import Augmentation
 from training.data.stream import DataConfig
 
 T = TypeVar("T")
@@ -27,9 +30,11 @@ class OptimConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = 1000
-    decay: Literal["cosine", "constant"] = "cosine"
+    decay: Literal["cosine", "exponential", "constant"] = "cosine"
     final_lr: float = 0.02
     """The cosine ends at this fraction of ``lr``."""
+    decay_factor: float = 0.99
+    """Of an exponential decay, for each epoch."""
     clip: float = 1.0
     ema: float = 0.999
     """Decay of the averaged weights, which are those that are validated and exported; 0: no average."""
@@ -49,6 +54,7 @@ class TrainerConfig:
     epochs: int = 60
     steps_per_epoch: int = 500
     batch_size: int = 256
+    """Of each process."""
     precision: str = "bf16-mixed"
     compile: bool = True
     validate_every: int = 1
@@ -86,7 +92,53 @@ class SequenceExperiment:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-E_ = TypeVar("E_", Experiment, SequenceExperiment)
+@dataclass(frozen=True)
+class ImageDataConfig:
+    """Images for the estimator."""
+
+    source: Literal["rendered", "nyu"] = "rendered"
+    render: RenderConfig = field(default_factory=RenderConfig)
+    nyu: str = "../nyu"
+    """Folder of the NYU Hand Pose data set, with ``train`` and ``test`` in it."""
+    centres: str = ""
+    """Files of hand centres in NYU's folders, ``train`` and ``test`` put in for ``{split}``; empty: centres of mass."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    images: int = 0
+    """Rendered images of a set that stays; 0: new ones without end."""
+    variants: int = 1
+    """Augmentations of each recorded image, which stay."""
+    validation_images: int = 512
+
+
+@dataclass(frozen=True)
+class EstimatorLossConfig:
+    """The terms of eq. 4.5. The thesis gives neither the blobs' size nor the factors: chosen here."""
+
+    blob: float = 2.0
+    """Standard deviation of the true heatmaps' blobs, in heatmap pixels."""
+    heatmaps: float = 1.0
+    joints: float = 10.0
+    """Lambda 1, of squared errors in units of (100 mm)^2."""
+    refined: float = 1.0
+    """Lambda 2, of absolute errors in units of 100 mm, weighted by 1 / C."""
+    floor: float = 0.05
+    """C is not taken for less in 1 / C."""
+
+
+@dataclass(frozen=True)
+class EstimatorExperiment:
+    """One training run of the estimator: of its encoder, of its hourglass, or of all that is not frozen."""
+
+    name: str
+    seed: int = 0
+    model: EstimatorConfig = field(default_factory=EstimatorConfig)
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    loss: EstimatorLossConfig = field(default_factory=EstimatorLossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+E_ = TypeVar("E_", Experiment, SequenceExperiment, EstimatorExperiment)
 
 
 def read_experiment(path: str | Path, kind: type[E_] = Experiment) -> E_:  # type: ignore[assignment]
@@ -133,7 +185,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return {str(k): _value(arguments[1], v, where) for k, v in value.items()}
         if hint is float:
             return float(value)  # yaml reads 1e-4 as a string
-        if isinstance(hint, types.UnionType) or not isinstance(value, hint):
+        if isinstance(hint, types.UnionType):  # something, or none
+            kinds = [kind for kind in arguments if kind is not type(None)]
+            return None if value is None and len(kinds) < len(arguments) else _value(kinds[0], value, where)
+        if not isinstance(value, hint):
             raise ValueError(f"got {value!r}; expected {hint.__name__}")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None

@@ -14,15 +14,17 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from training.config import Experiment, OptimConfig, SequenceExperiment
+from training.config import EstimatorExperiment, Experiment, OptimConfig, SequenceExperiment
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
-    """Factor of the learning rate: linear warm-up, then a cosine to ``final_lr`` or a constant."""
+def learning_rate(step: int, optim: OptimConfig, steps: int, steps_per_epoch: int = 1) -> float:
+    """Factor of the learning rate: linear warm-up, then a cosine to ``final_lr``, a factor for each epoch, or a constant."""
     if step < optim.warmup_steps:
         return (step + 1) / optim.warmup_steps
+    if optim.decay == "exponential":
+        return optim.decay_factor ** (step // steps_per_epoch)
     if optim.decay == "constant":
         return 1.0
     progress = min(1.0, (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps))
@@ -32,13 +34,15 @@ def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
 class Training(L.LightningModule, Generic[Model]):
     """Trains ``model``; validation and export use the averaged weights where there are any."""
 
-    def __init__(self, experiment: Experiment | SequenceExperiment, model: Model) -> None:
+    def __init__(self, experiment: Experiment | SequenceExperiment | EstimatorExperiment, model: Model) -> None:
         super().__init__()
         self.experiment = experiment
         self.save_hyperparameters({"experiment": asdict(experiment)})
         self.model = model
         decay = experiment.optim.ema
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        if self.average is not None:
+            self.average.requires_grad_(False)
         if experiment.trainer.compile:
             self.model.compile()
 
@@ -54,12 +58,14 @@ class Training(L.LightningModule, Generic[Model]):
     def configure_optimizers(self) -> Any:
         optim, trainer = self.experiment.optim, self.experiment.trainer
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.optimizer]
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim <= 1]
+        learned = [p for p in self.model.parameters() if p.requires_grad]
+        matrices = [p for p in learned if p.ndim > 1]
+        vectors = [p for p in learned if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         optimizer = kind(groups, lr=optim.lr, betas=optim.betas)
         steps = trainer.epochs * trainer.steps_per_epoch
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate, optim=optim, steps=steps))
+        factor = partial(learning_rate, optim=optim, steps=steps, steps_per_epoch=trainer.steps_per_epoch)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -81,7 +87,9 @@ class StreamData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
-        self.stream.offset = self.trainer.current_epoch * self.stream.length
+        # Each process has a stretch of its own.
+        stretch = self.trainer.current_epoch * self.trainer.world_size + self.trainer.global_rank
+        self.stream.offset = stretch * self.stream.length
         assert isinstance(self.stream, Dataset)
         return DataLoader(self.stream, batch_size=None, shuffle=False)
 
@@ -89,8 +97,9 @@ class StreamData(L.LightningDataModule):
         return DataLoader(torch.zeros(1, 1))  # type: ignore[arg-type]  # one step: the whole validation set
 
 
-def fit(module: Training[Any], stream: Stream, out: Path, resume: bool) -> Path:
-    """Trains, or goes on; returns the best checkpoint by validation score.
+def fit(module: Training[Any], stream: Stream, out: Path, resume: bool, processes: int = 1) -> Path:
+    """Trains, or goes on; returns the best checkpoint by validation score. ``processes`` of this machine share each step (DDP);
+    under ``torchrun``, those that it started.
 
     Checkpoints: ``out/last.ckpt`` after each validation, ``out/best-*.ckpt``; logs: ``out/csv`` and ``out/tensorboard``.
     """
@@ -102,7 +111,9 @@ def fit(module: Training[Any], stream: Stream, out: Path, resume: bool) -> Path:
         default_root_dir=out,
         max_epochs=experiment.trainer.epochs,
         accelerator="auto",
-        devices=1,
+        devices=processes,
+        strategy="auto" if processes == 1 else "ddp",
+        use_distributed_sampler=False,
         precision=experiment.trainer.precision,  # type: ignore[arg-type]
         gradient_clip_val=experiment.optim.clip or None,
         reload_dataloaders_every_n_epochs=1,

@@ -84,3 +84,42 @@ def before_after(path: str | Path, groundtruth: np.ndarray, prediction: np.ndarr
         axes.set_ylim(limits[:, 1, 1].max(), limits[:, 1, 0].min())
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def estimate_figure(
+    crop: np.ndarray, heatmaps: np.ndarray, uv: np.ndarray, joints: np.ndarray, groundtruth: np.ndarray | None = None
+) -> Any:
+    """A matplotlib figure of what an estimator made of one image: its skeleton, its heatmaps, its pose from the side.
+
+    Args:
+        crop: ``(S, S)`` depth, or ``(S, S, 3)`` RGB in [0, 1]. heatmaps: ``(14, H, W)``.
+        uv: ``(14, 2)`` the joints' crop pixels. joints: ``(14, 3)`` mm. groundtruth: the true ones, drawn in grey.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    plt = _pyplot()
+    figure, (image, heat, side) = plt.subplots(1, 3, figsize=(12, 4.2), constrained_layout=True)
+    size = crop.shape[0]
+    image.imshow(crop, cmap="gray")
+    draw_hand(image, np.concatenate([uv, joints[:, 2:] - joints[:, 2:].mean()], 1), width=3)
+    image.set_title("joints")
+    heat.imshow(crop, cmap="gray")
+    shown = heat.imshow(
+        heatmaps.max(0), extent=(-0.5, size - 0.5, size - 0.5, -0.5), cmap="inferno", alpha=0.75, vmin=0, vmax=1
+    )
+    figure.colorbar(shown, ax=heat, shrink=0.8)
+    heat.set_title("heatmaps, the highest at each pixel")
+    centre = joints.mean(0)
+    if groundtruth is not None:
+        draw_hand(side, groundtruth - centre, (2, 1), colour="#c9c9c9", width=9, layer=1)
+    draw_hand(side, joints - centre, (2, 1), width=4)
+    side.set_aspect("equal")
+    side.invert_yaxis()
+    side.set_xlabel("depth, mm")
+    side.set_title("from the side" if groundtruth is None else "from the side; grey: true")
+    for axes in (image, heat):
+        axes.set_xlim(-0.5, size - 0.5)
+        axes.set_ylim(size - 0.5, -0.5)
+        axes.set_axis_off()
+    return figure

@@ -14,6 +14,12 @@ from jointbert.evaluation.textformat import write_joints
 from training.data.hand import build, rotations, sample_directions
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Networks this small take many times as long on threads that have to wait for each other on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder shaped like the published one, 4,376 frames of generated hands, two methods."""

@@ -1,0 +1,376 @@
+"""Training the estimator: losses by closed form, what learns in which stage, the feature cache, resuming, several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+pytest.importorskip("torchvision")
+
+from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
+from jointbert.models.refiner import JointRefiner, RefinerConfig
+from training import losses
+from training.__main__ import app
+from training.config import EstimatorExperiment, ImageDataConfig, OptimConfig, TrainerConfig, read_experiment
+from training.data import feature_cache
+from training.data.batches import Batch, Endless, OneByOne, Shuffled
+from training.data.feature_cache import FeatureCache, build_cache, encoder_hash
+from training.data.images import RenderConfig, RenderedHands
+from training.estimator import EstimatorTraining, export_estimator, load_parts, measure, prepare, train, training_set
+from training.fit import learning_rate
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and its own deprecations
+ROOT = Path(__file__).resolve().parents[2]
+TINY: dict[str, Any] = {"size": 64, "backbone": "resnet18", "width": 8, "depth": 2, "beta": 20.0, "window": 3}
+TINY["refiner"] = {"layers": 1, "heads": 2, "width": 16, "ffn": 16}
+
+
+def experiment(**changes: Any) -> EstimatorExperiment:
+    return EstimatorExperiment(
+        "tiny",
+        seed=1,
+        model=EstimatorConfig.of({**TINY, **changes}),
+        data=ImageDataConfig(images=8, validation_images=4),
+        optim=OptimConfig(lr=1e-3, warmup_steps=1, ema=0.5),
+        trainer=TrainerConfig(epochs=2, steps_per_epoch=2, batch_size=4, precision="32-true", compile=False),
+    )
+
+
+def model_of(run: EstimatorExperiment, trained: bool = True) -> HandPoseEstimator:
+    torch.manual_seed(0)
+    model = HandPoseEstimator(run.model)
+    if trained:
+        model.encoder.freeze()
+    return model
+
+
+def test_blobs_by_hand() -> None:
+    maps = losses.blobs(torch.tensor([[[3.0, 5.0]]]).expand(1, 14, 2), 16, 2.0)
+    assert maps.shape == (1, 14, 16, 16)
+    assert maps[0, 0, 5, 3] == 1
+    assert maps[0, 0, 5, 5].item() == pytest.approx(math.exp(-0.5))
+    assert maps[0, 0, 9, 6].item() == pytest.approx(math.exp(-(9 + 16) / 8))
+
+
+def test_losses_by_hand() -> None:
+    zero = torch.zeros(2, 14, 16, 16)
+    assert losses.heatmap_loss(zero, zero + 0.5).item() == pytest.approx(64)
+    joints = torch.zeros(2, 14, 3)
+    true = joints + torch.tensor([30.0, -40.0, 0.0])
+    assert losses.joint_loss(joints, true).item() == pytest.approx(0.25)
+    confidence = torch.full((2, 14), 0.5)
+    assert losses.refinement_loss(joints, true, confidence, 0.05).item() == pytest.approx(1.4)
+    assert losses.refinement_loss(joints, true, torch.zeros(2, 14), 0.05).item() == pytest.approx(14)
+    assert losses.sigma_loss(joints, true, torch.full((2, 14), 100.0)).item() == pytest.approx(0.5)
+
+
+def test_the_confidence_is_a_weight_alone() -> None:
+    confidence = torch.full((1, 14), 0.5, requires_grad=True)
+    joints = torch.zeros(1, 14, 3, requires_grad=True)
+    losses.refinement_loss(joints, joints.detach() + 1, confidence, 0.05).backward()
+    assert confidence.grad is None
+
+
+def test_table_4_1_s_schedule() -> None:
+    run = read_experiment(ROOT / "training/configs/estimator/thesis-hourglass.yaml", EstimatorExperiment)
+    assert run.model == EstimatorConfig()
+    factor = lambda step: learning_rate(step, run.optim, 225_700, run.trainer.steps_per_epoch)  # noqa: E731
+    assert [factor(0), factor(499), factor(999), factor(1000)] == [0.001, 0.5, 1.0, 1.0]
+    assert factor(10 * 2257) == pytest.approx(0.99**10)
+    end_to_end = read_experiment(ROOT / "training/configs/estimator/thesis.yaml", EstimatorExperiment)
+    assert end_to_end.model.peak == "argmax"
+    for table in (run, end_to_end):
+        assert (table.optim.optimizer, table.optim.lr, table.trainer.epochs, table.trainer.batch_size) == (
+            "adam",
+            1e-4,
+            100,
+            32,
+        )
+
+
+@pytest.mark.parametrize("head", ["linear", "awr"])
+@pytest.mark.parametrize("stage", ["encoder", "hourglass", "estimator"])
+def test_gradients_reach_what_a_stage_trains(stage: str, head: str) -> None:
+    run = experiment(head=head)
+    images, _ = training_set(run.data, run.model, 0)
+    assert images is not None
+    model = model_of(run)
+    assert model.refiner is not None
+    torch.nn.init.normal_(model.refiner.head.weight, std=0.1)
+    training = EstimatorTraining(run, model, stage, images)  # type: ignore[arg-type]
+    training.terms(images.take(list(range(4))))["loss"].backward()
+    learned = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    expected = {"encoder": {"encoder", "top_down", "hourglass"}, "hourglass": {"top_down", "hourglass"}}
+    parts = expected.get(stage, {"top_down", "hourglass", "regression", "refiner"}) | (
+        {"regression"} if head == "awr" else set()
+    )
+    allowed = {name for name, _ in model.named_parameters() if name.split(".")[0] in parts} - {"refiner.mask"}
+    assert learned == allowed
+    assert all(p.requires_grad == (name in allowed) for name, p in model.named_parameters())
+
+
+def test_a_frozen_random_encoder_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"random, and it is frozen: name ImageNet weights .*pretrain-encoder"):
+        prepare(model_of(experiment(), trained=False), "hourglass")
+    prepare(model_of(experiment(), trained=False), "encoder")
+
+
+def test_thirty_two_images_can_be_learned_by_heart() -> None:
+    """To under 2 mm: everything from the heatmaps to the refiner works together."""
+    run = dataclasses.replace(experiment(width=32, depth=3), data=ImageDataConfig(images=32, validation_images=8))
+    run = dataclasses.replace(run, optim=OptimConfig(ema=0.0))
+    images, _ = training_set(run.data, run.model, 0)
+    assert images is not None
+    model = model_of(run)
+    training = EstimatorTraining(run, model, "estimator", images)
+    batch = images.take(list(range(32)))
+    batch = Batch(batch.images, tuple(model.encode(batch.images.crops)))
+    steps = 450
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        training.terms(batch)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    found = measure(model, images, run.loss.blob)
+    assert found.after.mean() < 2
+    assert found.before.mean() < 4
+    assert found.heatmaps < 2
+
+
+def test_batches_of_a_set_that_stays() -> None:
+    hands = RenderedHands(RenderConfig(), 32, 300.0, 1, 10, seed=1)
+    stream = Shuffled(OneByOne(hands), 4, 6, seed=0)
+    seen = [stream[i].images.joints for i in range(6)]
+    for first in (0, 2, 4):  # two batches of four are one round over ten images
+        both = torch.cat(seen[first : first + 2])
+        assert len(torch.unique(both.flatten(1), dim=0)) == 8
+    assert not torch.equal(seen[0], seen[2])
+    stream.offset = 2
+    assert torch.equal(stream[1].images.joints, seen[3])
+    with pytest.raises(ValueError, match="there are 10 images; a batch takes 11"):
+        Shuffled(OneByOne(hands), 11, 1, 0)
+    with pytest.raises(IndexError):
+        stream[6]
+    endless = Endless(RenderedHands(RenderConfig(), 32, 300.0, 2, 3, seed=1))
+    assert len(endless) == 3
+    endless.offset = 5
+    assert not torch.equal(
+        endless[0].images.joints, Endless(RenderedHands(RenderConfig(), 32, 300.0, 2, 3, 1))[0].images.joints
+    )
+
+
+def test_the_feature_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = experiment()
+    images, name = training_set(run.data, run.model, run.seed)
+    assert images is not None
+    model = model_of(run)
+    monkeypatch.setattr(feature_cache, "CHUNK", 3)
+    with pytest.raises(ValueError, match="no feature cache there"):
+        FeatureCache(tmp_path, model, name)
+
+    class Interrupted(OneByOne):
+        def take(self, rows: list[int]) -> Batch:
+            if rows[-1] >= 6:
+                raise KeyboardInterrupt
+            return super().take(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(tmp_path, model, Interrupted(images.items), name)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="6 of 8 images are cached; go on with cache-features"):
+        FeatureCache(tmp_path, model, name)
+    taken: list[int] = []
+
+    class Counting(OneByOne):
+        def take(self, rows: list[int]) -> Batch:
+            taken.extend(rows)
+            return super().take(rows)
+
+    build_cache(tmp_path, model, Counting(images.items), name)  # type: ignore[attr-defined]
+    assert taken == [6, 7]
+    cache = FeatureCache(tmp_path, model, name)
+    assert len(cache) == 8
+    rows = [7, 0, 3]
+    direct, cached = images.take(rows).images, cache.take(rows)
+    assert cached.maps is not None
+    for a, b in zip(model.eval().encode(direct.crops), cached.maps, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
+    assert torch.equal(direct.joints, cached.images.joints)
+    assert torch.equal(direct.visible, cached.images.visible)
+    header = json.loads((tmp_path / "header.json").read_text())
+    assert feature_cache.size_of(header) == sum(f.stat().st_size for f in tmp_path.glob("*.bin"))
+
+    other = model_of(run)
+    torch.nn.init.normal_(other.encoder.stem[0].weight)
+    assert encoder_hash(other) != encoder_hash(model)
+    with pytest.raises(ValueError, match="features of another encoder"):
+        FeatureCache(tmp_path, other, name)
+    with pytest.raises(ValueError, match="features of other images"):
+        FeatureCache(tmp_path, model, "others")
+    with pytest.raises(ValueError, match="features of other images"):
+        build_cache(tmp_path, model, images, "others")
+    with pytest.raises(ValueError, match="the encoder's weights are random"):
+        build_cache(tmp_path / "new", model_of(run, trained=False), images, name)
+    (tmp_path / "header.json").write_text("{")
+    with pytest.raises(ValueError, match=r"header.json: can't be read"):
+        FeatureCache(tmp_path, model, name)
+
+
+def test_a_cache_that_would_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = experiment()
+    images, name = training_set(run.data, run.model, 0)
+    assert images is not None
+    monkeypatch.setattr(feature_cache, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(OSError, match=r"the features of 8 images take 0.0 GiB, and \d+"):
+        build_cache(tmp_path / "cache", model_of(run), images, name)
+    assert not list((tmp_path / "cache").glob("*.bin"))
+
+
+def weights_of(run: EstimatorExperiment, out: Path, **options: Any) -> dict[str, torch.Tensor]:
+    checkpoint = train(run, "estimator", model_of(run), out, threads=1, **options)
+    state: dict[str, torch.Tensor] = torch.load(checkpoint.parent / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    run = experiment()
+    whole = weights_of(run, tmp_path / "whole")
+    short = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, epochs=1))
+    # The schedule is that of two epochs: a run that was stopped after the first.
+    steps = dataclasses.replace(run.optim, decay="constant")
+    first = dataclasses.replace(short, optim=steps)
+    full = dataclasses.replace(run, optim=steps)
+    expected = weights_of(full, tmp_path / "constant")
+    weights_of(first, tmp_path / "resumed")
+    resumed = weights_of(full, tmp_path / "resumed")
+    assert all(torch.equal(resumed[key], value) for key, value in expected.items())
+    assert any(not torch.equal(whole[key], value) for key, value in expected.items())
+
+
+def test_training_from_a_cache_is_training(tmp_path: Path) -> None:
+    """The losses of the same images, live and cached; and a run on a cache ends."""
+    run = experiment()
+    images, name = training_set(run.data, run.model, run.seed)
+    assert images is not None
+    model = model_of(run)
+    build_cache(tmp_path / "cache", model, images, name)
+    training = EstimatorTraining(run, model, "estimator", images).eval()
+    rows = [5, 2, 7]
+    live, cached = (training.terms(x.take(rows)) for x in (images, FeatureCache(tmp_path / "cache", model, name)))
+    assert live.keys() == cached.keys()
+    for key, value in live.items():
+        assert cached[key].item() == pytest.approx(value.item(), rel=5e-3)
+    assert weights_of(run, tmp_path / "run", cache=tmp_path / "cache")
+    with pytest.raises(ValueError, match="--cache: the encoder learns in this stage"):
+        train(run, "encoder", model_of(run), tmp_path / "x", cache=tmp_path / "cache")
+
+
+def test_exported_and_taken_over(tmp_path: Path) -> None:
+    run = experiment()
+    checkpoint = train(run, "encoder", model_of(run, trained=False), tmp_path / "run", threads=1)
+    export_estimator(checkpoint, tmp_path / "encoder.safetensors")
+    exported = HandPoseEstimator.load(tmp_path / "encoder.safetensors")
+    assert exported.encoder.trained
+    model = HandPoseEstimator.from_config(run.model, tmp_path / "encoder.safetensors")
+    assert torch.equal(model.encoder.stem[0].weight, exported.encoder.stem[0].weight)
+    load_parts(model, tmp_path / "encoder.safetensors", ("top_down", "hourglass"))
+    assert torch.equal(model.hourglass.heatmaps.weight, exported.hourglass.heatmaps.weight)
+    wide = HandPoseEstimator(EstimatorConfig.of({**TINY, "width": 16}))
+    with pytest.raises(ValueError, match=r"its hourglass is of another architecture: EstimatorConfig\(.*width=8"):
+        load_parts(wide, tmp_path / "encoder.safetensors", ("hourglass",))
+
+
+def write_config(path: Path, **changes: Any) -> Path:
+    run = experiment()
+    content = {
+        "name": "tiny",
+        "model": TINY,
+        "data": {"images": 8, "validation_images": 4},
+        "optim": {"lr": 1e-3, "warmup_steps": 1, "ema": 0.5},
+        "trainer": {k: v for k, v in dataclasses.asdict(run.trainer).items() if k != "validation_stride"},
+        **changes,
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def said(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    """Encoder, cache, hourglass, end to end, export: each command takes what the one before left."""
+    config = write_config(tmp_path / "tiny.yaml")
+    code, text = said("pretrain-encoder", "--config", config, "--out", tmp_path / "e", "--epochs", 1, "--threads", 1)
+    assert code == 0, text
+    best = text.rsplit("best checkpoint: ", 1)[1]
+    assert said("export-estimator", best, tmp_path / "encoder.safetensors")[0] == 0
+    encoder = ("--encoder", tmp_path / "encoder.safetensors")
+    code, text = said("cache-features", "--config", config, "--out", tmp_path / "cache", *encoder)
+    assert (code, "features of 8 images" in text) == (0, True)
+    options = (*encoder, "--cache", tmp_path / "cache", "--threads", 1, "--epochs", 1)
+    code, text = said("pretrain-hourglass", "--config", config, "--out", tmp_path / "h", *options)
+    assert code == 0, text
+    assert said("export-estimator", text.rsplit("best checkpoint: ", 1)[1], tmp_path / "hourglass.safetensors")[0] == 0
+    JointRefiner(RefinerConfig(**TINY["refiner"])).save(tmp_path / "refiner.safetensors")
+    parts = ("--hourglass", tmp_path / "hourglass.safetensors", "--refiner", tmp_path / "refiner.safetensors")
+    code, text = said("train", "--config", config, "--out", tmp_path / "t", *options, *parts)
+    assert code == 0, text
+    assert said("export-estimator", text.rsplit("best checkpoint: ", 1)[1], tmp_path / "estimator.safetensors")[0] == 0
+    assert HandPoseEstimator.load(tmp_path / "estimator.safetensors").config == EstimatorConfig.of(TINY)
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "tiny.yaml")
+    out = ("--config", config, "--out", tmp_path / "out")
+    assert said("train", *out, "--encoder", tmp_path / "none.pth") == (
+        2,
+        f"Error: {tmp_path}/none.pth: no such file of encoder weights",
+    )
+    JointRefiner(RefinerConfig(layers=1)).save(tmp_path / "refiner.safetensors")
+    code, text = said("train", *out, "--encoder", tmp_path / "refiner.safetensors")
+    assert (code, "not the weights of resnet18" in text) == (2, True)
+    endless = write_config(tmp_path / "endless.yaml", data={"validation_images": 4})
+    model_of(experiment()).save(tmp_path / "trained.safetensors")
+    code, text = said(
+        "cache-features", "--config", endless, "--out", tmp_path / "c", "--encoder", tmp_path / "trained.safetensors"
+    )
+    assert (code, "images without end can't be cached" in text) == (2, True)
+    nyu = write_config(tmp_path / "nyu.yaml", data={"source": "nyu", "nyu": str(tmp_path)})
+    code, text = said("pretrain-encoder", "--config", nyu, "--out", tmp_path / "out")
+    assert (code, "joint_data.mat: no such file" in text) == (2, True)
+    bad = write_config(tmp_path / "bad.yaml", model={"size": "large"})
+    code, text = said("pretrain-encoder", "--config", bad, "--out", tmp_path / "out")
+    assert (code, "model: size: got 'large'; expected int" in text) == (2, True)
+
+
+def test_two_processes_share_a_step(tmp_path: Path) -> None:
+    """By DDP on the CPU (gloo): as many steps, of twice as many images."""
+    config = write_config(tmp_path / "tiny.yaml")
+    trained = tmp_path / "trained.safetensors"
+    model_of(experiment()).save(trained)
+    command = [sys.executable, "-m", "training", "train", "--config", str(config), "--encoder", str(trained), "--threads", "1"]
+    for processes, out in ((2, "two"), (1, "one")):
+        arguments = [*command, "--out", str(tmp_path / out), "--processes", str(processes)]
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    two, one = (torch.load(tmp_path / out / "last.ckpt", weights_only=True) for out in ("two", "one"))
+    assert two["global_step"] == one["global_step"] == 4
+    key = "model.hourglass.heatmaps.weight"
+    assert two["state_dict"][key].isfinite().all()
+    assert not torch.equal(two["state_dict"][key], one["state_dict"][key])

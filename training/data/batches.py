@@ -1,0 +1,84 @@
+"""Batches for the estimator: images, and the frozen encoder's maps of them where they are cached."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
+
+from training.data.images import HandImages, RenderConfig, RenderedHands
+
+
+class Batch(NamedTuple):
+    """Images, and what the encoder makes of them."""
+
+    images: HandImages
+    maps: tuple[Tensor, ...] | None  # four [B, C_i, H_i, W_i]; None: the encoder has to look itself
+
+
+class ImageSet(Protocol):
+    """Images by number."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: list[int]) -> Batch: ...
+
+
+class OneByOne:
+    """A data set whose items are batches of one."""
+
+    def __init__(self, items: Dataset[HandImages]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)  # type: ignore[arg-type]
+
+    def take(self, rows: list[int]) -> Batch:
+        parts = [self.items[i] for i in rows]
+        return Batch(HandImages(*(torch.cat(column) for column in zip(*parts, strict=True))), None)
+
+
+def rendered_set(config: RenderConfig, size: int, cube_mm: float, images: int, seed: int) -> OneByOne:
+    """So many rendered images, which stay."""
+    return OneByOne(RenderedHands(config, size, cube_mm, 1, images, seed))
+
+
+class Endless(Dataset[Batch]):
+    """Rendered hands, new ones in every batch."""
+
+    def __init__(self, hands: RenderedHands) -> None:
+        self.hands, self.length, self.offset = hands, hands.length, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Batch:
+        self.hands.offset = self.offset
+        return Batch(self.hands[index], None)
+
+
+class Shuffled(Dataset[Batch]):
+    """Batches of a set that stays, all of it in a new order again and again; batch ``offset + index`` is the same whenever it
+    is asked for.
+
+    Raises:
+        ValueError: a set smaller than a batch.
+    """
+
+    def __init__(self, images: ImageSet, batch_size: int, length: int, seed: int) -> None:
+        if len(images) < batch_size:
+            raise ValueError(f"there are {len(images)} images; a batch takes {batch_size}")
+        self.images, self.batch_size, self.length, self.seed = images, batch_size, length, seed
+        self.offset = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        whole, k = divmod(self.offset + index, len(self.images) // self.batch_size)
+        order = torch.randperm(len(self.images), generator=Generator().manual_seed(self.seed * 1_000_003 + whole))
+        return self.images.take(order[k * self.batch_size : (k + 1) * self.batch_size].tolist())

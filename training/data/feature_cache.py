@@ -1,0 +1,157 @@
+"""The frozen encoder's maps of a set of images, computed once (thesis, section 4.3.1), in files that are mapped into memory.
+
+What is cached is what is frozen: the four stages, in float16; 3.75 MiB an image of 256 x 256. Augmented images are cached as
+so many images. A header says which encoder and which images made them: others are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jointbert.models.estimator import HandPoseEstimator
+from training.data.batches import Batch, ImageSet
+from training.data.images import HandImages
+
+CHUNK = 32
+"""Images that the encoder sees at a time; progress is written after each chunk."""
+SPARE_BYTES = 1 << 30
+"""Left free on the disk."""
+
+
+class FeatureCache:
+    """Cached maps as an :class:`ImageSet`.
+
+    Raises:
+        ValueError: no cache, one that is not finished, or that of another encoder or other images.
+    """
+
+    def __init__(self, folder: str | Path, model: HandPoseEstimator, images_id: str) -> None:
+        self.folder = Path(folder)
+        header = _read_header(self.folder)
+        if header is None:
+            raise ValueError(f"{folder}: no feature cache there")
+        _check(header, self.folder, model, images_id)
+        if header["done"] < header["count"]:
+            raise ValueError(f"{folder}: {header['done']} of {header['count']} images are cached; go on with cache-features")
+        self.arrays = {name: _open(self.folder, name, header, "r") for name in header["shapes"]}
+        self.count: int = header["count"]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def take(self, rows: list[int]) -> Batch:
+        """Rows of the cache, in float32."""
+
+        def read(name: str) -> Tensor:
+            values = np.stack([self.arrays[name][i] for i in rows])
+            return torch.from_numpy(values) if values.dtype == bool else torch.from_numpy(values.astype(np.float32))
+
+        maps = [read(name) for name in self.arrays if name.startswith("map")]
+        return Batch(HandImages(*(read(name) for name in HandImages._fields)), tuple(maps))
+
+
+def encoder_hash(model: HandPoseEstimator) -> str:
+    """Of the encoder's weights."""
+    digest = hashlib.sha256(model.config.backbone.encode())
+    for name, tensor in sorted(model.encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.inference_mode()
+def build_cache(folder: str | Path, model: HandPoseEstimator, images: ImageSet, images_id: str) -> None:
+    """Makes the cache, or goes on where it stopped.
+
+    Raises:
+        ValueError: an encoder that has learned nothing; a cache of something else in that folder. OSError: too little space.
+    """
+    folder = Path(folder)
+    if not model.encoder.trained:
+        raise ValueError("the encoder's weights are random: features of it are worth nothing; load or pre-train it first")
+    model.eval()
+    header = _read_header(folder)
+    if header is None:
+        example = images.take([0]).images
+        maps = model.encode(example.crops)
+        tensors = dict(zip(HandImages._fields, example, strict=True)) | {f"map{i}": m for i, m in enumerate(maps)}
+        header = {
+            "encoder": encoder_hash(model),
+            "images": images_id,
+            "count": len(images),
+            "done": 0,
+            "shapes": {name: list(t.shape[1:]) for name, t in tensors.items()},
+            "types": {name: _type(name, t).str for name, t in tensors.items()},
+        }
+        needed = size_of(header)
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free < needed + SPARE_BYTES:
+            sizes = f"take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+            raise OSError(f"{folder}: the features of {len(images)} images {sizes}")
+        for name in header["shapes"]:
+            _open(folder, name, header, "w+")
+        _write_header(folder, header)
+    _check(header, folder, model, images_id)
+    arrays = {name: _open(folder, name, header, "r+") for name in header["shapes"]}
+    while header["done"] < header["count"]:
+        rows = list(range(header["done"], min(header["done"] + CHUNK, header["count"])))
+        batch = images.take(rows).images
+        values = dict(zip(HandImages._fields, batch, strict=True))
+        values |= {f"map{i}": m for i, m in enumerate(model.encode(batch.crops))}
+        for name, value in values.items():
+            arrays[name][rows[0] : rows[-1] + 1] = value.cpu().numpy()
+            arrays[name].flush()
+        header["done"] += len(rows)
+        _write_header(folder, header)  # after the rows: what it counts is there
+
+
+def size_of(header: dict[str, object]) -> int:
+    """Bytes of a cache."""
+    shapes, types, count = header["shapes"], header["types"], header["count"]
+    assert isinstance(shapes, dict)
+    assert isinstance(types, dict)
+    assert isinstance(count, int)
+    return count * sum(math.prod(shape) * np.dtype(types[name]).itemsize for name, shape in shapes.items())
+
+
+def _type(name: str, tensor: Tensor) -> np.dtype:
+    if tensor.dtype == torch.bool:
+        return np.dtype(bool)
+    return np.dtype(np.float16 if name.startswith("map") or name == "crops" else np.float32)
+
+
+def _open(folder: Path, name: str, header: dict, mode: str) -> np.memmap:
+    shape = (header["count"], *header["shapes"][name])
+    return np.memmap(folder / f"{name}.bin", dtype=np.dtype(header["types"][name]), mode=mode, shape=shape)  # type: ignore[call-overload]
+
+
+def _read_header(folder: Path) -> dict | None:
+    path = folder / "header.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path}: can't be read; delete the folder and begin anew") from None
+
+
+def _write_header(folder: Path, header: dict) -> None:
+    new = folder / "header.new"
+    new.write_text(json.dumps(header, indent=1), encoding="utf-8")
+    new.replace(folder / "header.json")
+
+
+def _check(header: dict, folder: Path, model: HandPoseEstimator, images_id: str) -> None:
+    if header["encoder"] != encoder_hash(model):
+        raise ValueError(f"{folder}: features of another encoder ({header['encoder']}; this is {encoder_hash(model)})")
+    if header["images"] != images_id:
+        raise ValueError(f"{folder}: features of other images ({header['images']}; expected {images_id})")

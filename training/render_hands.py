@@ -1,0 +1,42 @@
+"""A look at the rendered hands, and at how fast they come."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from training.data.images import RenderConfig, RenderedHands
+
+ROWS, COLUMNS, SIZE = 4, 8, 128
+
+
+def draw(path: Path, seed: int) -> float:
+    """Writes a sheet of hands; returns images a second of processor time, one thread, warmed up."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    stream = RenderedHands(RenderConfig(), SIZE, 300.0, ROWS * COLUMNS, 11, seed)
+    batch = stream[0]
+    begin = time.process_time()
+    for i in range(1, len(stream)):
+        stream[i]
+    seconds = time.process_time() - begin
+    torch.set_num_threads(threads)
+    uv, _ = batch.crop.from_xyz(batch.joints)
+    figure, grid = plt.subplots(ROWS, COLUMNS, figsize=(2 * COLUMNS, 2 * ROWS), constrained_layout=True)
+    for i, axes in enumerate(np.ravel(grid)):
+        axes.imshow(batch.crops[i, 0], cmap="bone", vmin=-1, vmax=1)
+        for seen, face in ((True, "#e15759"), (False, "none")):
+            u, v = uv[i][batch.visible[i] == seen].T
+            axes.scatter(u, v, s=12, facecolors=face, edgecolors="#e15759", linewidths=0.8)
+        axes.set_axis_off()
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
+    return (len(stream) - 1) * ROWS * COLUMNS / seconds
