@@ -1,4 +1,7 @@
-"""The command line: ``jointbert refine | evaluate | demo | bench | export | info``. Errors are one sentence and exit code 2."""
+"""The command line: ``jointbert refine | evaluate | estimate | demo | bench | export | info``.
+
+Errors are one sentence and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from jointbert.checks import HANDS
 from jointbert.evaluation.metrics import NYU_RANGES, NYU_TEST_FRAMES, SELECTED, Accuracy, accuracy, joint_errors, relative_gain
 from jointbert.evaluation.textformat import read_frames, read_joints, write_joints
 from jointbert.refine import Refiner
-from jointbert.skeleton import ORDERS
+from jointbert.skeleton import JOINT_NAMES, ORDERS
 from jointbert.stream import Refined
 
 app = typer.Typer(add_completion=False, help="Refines 3D hand poses of 14 joints.", rich_markup_mode=None)
@@ -213,6 +216,87 @@ def _print_accuracy(figures: dict[str, dict[str, Accuracy]]) -> None:
 
 
 @app.command()
+def estimate(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Depth: PNG of 16 bits (mm), NYU's RGB PNG, or .npy; or RGB.")
+    ],
+    model: Annotated[Path, typer.Option(help="An estimator: .safetensors (torch) or .onnx (ONNX Runtime).")],
+    camera: Annotated[str, typer.Option(help="The images' camera: nyu, or fx,fy,cx,cy in pixels.")],
+    centre: Annotated[
+        str, typer.Option(help="The hand's middle, x,y,z in mm; auto: the middle of what is nearest, in each depth image.")
+    ] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write refined joints to this file: one line an image, 42 numbers.")] = None,
+    format: FormatOption = "xyz",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Write a picture (needs matplotlib); of several images NAME-1.png, NAME-2.png ...")
+    ] = None,
+    depth_unit: Annotated[float, typer.Option(help="Millimetres a unit of a 16-bit or .npy depth image.")] = 1.0,
+    hand: HandOption = "right",
+    threads: ThreadsOption = 1,
+) -> None:
+    """Joints of the hand in each image, by a trained estimator."""
+    with _one_sentence():
+        from jointbert.estimate import Estimator
+        from jointbert.images import centre_of_mass, read_depth, read_rgb
+
+        _check_folder(out, json_file, picture)
+        intrinsics = Camera.parse(camera)
+        if hand not in HANDS:
+            raise ValueError(f"--hand: got {hand!r}; expected {' or '.join(HANDS)}")
+        given = None if centre == "auto" else _point(centre)
+        estimator = Estimator(model, threads)
+        if given is None and estimator.image == "rgb":
+            raise ValueError("--centre: an RGB image has no depth to find the hand's middle by; give x,y,z")
+        found, centres = [], []
+        for path in images:
+            image = read_depth(path, depth_unit)[None] if estimator.image == "depth" else read_rgb(path)
+            try:
+                middle = centre_of_mass(image[0], intrinsics, estimator.cube_mm) if given is None else given
+                found.append(estimator(image[None], middle[None], intrinsics, hand == "left"))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            centres.append(middle)
+        refined = np.concatenate([one.refined for one in found])
+        for path, one, middle in zip(images, found, centres, strict=True):
+            at = ", ".join(f"{value:.0f}" for value in middle)
+            typer.echo(f"{path}: centre ({at}) mm, mean confidence {one.confidence.mean():.2f}")
+        if out is not None:
+            write_joints(out, refined, format, intrinsics if format == "uvd" else None)  # type: ignore[arg-type]
+            typer.echo(f"joints of {len(found)} images: {out}")
+        if json_file is not None:
+            content = [
+                {
+                    "image": str(path),
+                    "centre_mm": [float(x) for x in middle],
+                    **{name: getattr(one, name)[0].tolist() for name in ("joints", "refined", "confidence")},
+                    "sigma_mm": one.sigma[0].tolist() if np.isfinite(one.sigma).all() else None,
+                }
+                for path, one, middle in zip(images, found, centres, strict=True)
+            ]
+            json_file.write_text(json.dumps({"joints": JOINT_NAMES, "images": content}, indent=1) + "\n", encoding="utf-8")
+            typer.echo(f"everything: {json_file}")
+        if picture is not None:
+            from jointbert.evaluation.figures import save_estimate
+
+            for i, one in enumerate(found):
+                name = picture if len(found) == 1 else picture.with_name(f"{picture.stem}-{i + 1}{picture.suffix}")
+                crop = one.crops[0, 0] if estimator.image == "depth" else one.crops[0].transpose(1, 2, 0)
+                save_estimate(name, crop, one.heatmaps[0], one.uv[0], one.refined[0])
+                typer.echo(f"picture: {name}")
+
+
+def _point(text: str) -> np.ndarray:
+    try:
+        point = np.array([float(part) for part in text.split(",")])
+    except ValueError:
+        point = np.empty(0)
+    if point.shape != (3,):
+        raise ValueError(f"--centre: got {text!r}; expected auto or x,y,z in millimetres")
+    return point
+
+
+@app.command()
 def demo(
     picture: Annotated[
         Path | None, typer.Option(help="Write a picture of one frame before and after (needs matplotlib).")
@@ -292,14 +376,20 @@ def bench(
 def export(
     output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The ONNX file to write.")],
     weights: WeightsOption = "nyu14",
+    estimator: Annotated[
+        Path | None, typer.Option(help="Write this estimator (.safetensors) instead: images in, joints out.")
+    ] = None,
 ) -> None:
-    """Write the refiner as ONNX (features in, correction and log sigma out; needs the extra [export])."""
+    """Write the refiner as ONNX (features in, correction and log sigma out), or an estimator; needs the extra [export]."""
     with _one_sentence():
         try:
-            from jointbert.export.onnx import export_refiner
+            from jointbert.export.onnx import export_estimator, export_refiner
         except ImportError as error:
             raise ImportError(f'export needs torch and onnx ({error}); pip install "jointbert[export]"') from None
-        export_refiner(output, weights)
+        if estimator is None:
+            export_refiner(output, weights)
+        else:
+            export_estimator(output, estimator)
         typer.echo(f"wrote {output}")
 
 

@@ -86,6 +86,13 @@ def before_after(path: str | Path, groundtruth: np.ndarray, prediction: np.ndarr
     plt.close(figure)
 
 
+def save_estimate(path: str | Path, crop: np.ndarray, heatmaps: np.ndarray, uv: np.ndarray, joints: np.ndarray) -> None:
+    """Writes the picture of :func:`estimate_figure`."""
+    figure = estimate_figure(crop, heatmaps, uv, joints)
+    figure.savefig(path, dpi=110)
+    _pyplot().close(figure)
+
+
 def estimate_figure(
     crop: np.ndarray, heatmaps: np.ndarray, uv: np.ndarray, joints: np.ndarray, groundtruth: np.ndarray | None = None
 ) -> Any:

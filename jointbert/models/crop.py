@@ -108,5 +108,5 @@ class Crop:
         pixels = torch.arange(self.size, device=images.device, dtype=self.centres.dtype)
         v, u = torch.meshgrid(pixels, pixels, indexing="ij")
         places = self.to_image(torch.stack([u, v], -1).view(1, -1, 2)).view(-1, self.size, self.size, 2)
-        edges = (2 * places + 1) / places.new_tensor([w, h]) - 1  # -1 and 1 are the image's edges
+        edges = torch.stack([(2 * places[..., 0] + 1) / w, (2 * places[..., 1] + 1) / h], -1) - 1  # -1, 1: the image's edges
         return F.grid_sample(images, edges.to(images.dtype), mode=mode, padding_mode="zeros", align_corners=False)

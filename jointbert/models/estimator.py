@@ -87,7 +87,9 @@ class Estimate(NamedTuple):
     refined: Tensor  # [B, 14, 3]; the same as `joints` without a refiner
     confidence: Tensor  # [B, 14] in [0, 1]: the heatmaps' peaks
     sigma: Tensor  # [B, 14]: the refined joints' expected error, mm; NaN without a refiner
-    heatmaps: Tensor  # [B, 14, S, S]
+    heatmaps: Tensor  # [B, 14, S / 4, S / 4]
+    crops: Tensor  # [B, 1 or 3, S, S]: what the network saw
+    uv: Tensor  # [B, 14, 2]: the refined joints in the crop, pixels
 
 
 class Dense(NamedTuple):
@@ -172,18 +174,30 @@ class HandPoseEstimator(nn.Module):
         self.check(images, centres)
         crop = Crop.around(centres.float(), camera, self.config.cube_mm if cube_mm is None else cube_mm, self.config.size)
         self.check_centres(images, crop)
+        found = self._estimate(images.float(), crop, left)
         if self.config.image == "depth":
-            crops = crop.depth(images.float())
-            empty = (crops >= 1).flatten(1).all(1)
+            empty = (found.crops >= 1).flatten(1).all(1)
             if bool(empty.any()):
                 i = int(empty.nonzero()[0])
                 raise ValueError(f"images: there is no depth within the cube around the centre of image {i}")
-        else:
-            crops = crop.rgb(images.float())
+        return found
+
+    def run(self, images: Tensor, centres: Tensor, camera: Tensor, left: Tensor) -> Estimate:
+        """:meth:`forward` without its checks, which look at values: what is exported.
+
+        All float32 but ``left``: ``(B, C, H, W)``, ``(B, 3)``, ``(B, 4)``, ``(B,)`` bool.
+        """
+        half = torch.full_like(centres[:, 0], self.config.cube_mm / 2)
+        turn = torch.eye(2, dtype=centres.dtype, device=centres.device).expand(centres.shape[0], 2, 2)
+        return self._estimate(images, Crop(centres, camera, half, turn, self.config.size), left)
+
+    def _estimate(self, images: Tensor, crop: Crop, left: Tensor | None) -> Estimate:
+        crops = crop.depth(images) if self.config.image == "depth" else crop.rgb(images)
         dense = self.dense(crops)
         joints = self.to_xyz(dense.joints, crop)
-        refined, sigma = self.refine(joints, dense.joints.confidence, left)
-        return Estimate(joints, refined, dense.joints.confidence, sigma, dense.heatmaps)
+        confidence = dense.joints.confidence.float()
+        refined, sigma = self.refine(joints, confidence, left)
+        return Estimate(joints, refined, confidence, sigma, dense.heatmaps, crops, crop.from_xyz(refined)[0])
 
     def check(self, images: Tensor, centres: Tensor) -> None:
         """What :meth:`forward` refuses of shapes and dtypes."""
@@ -240,7 +254,8 @@ class HandPoseEstimator(nn.Module):
             return joints, torch.full_like(confidence, torch.nan)
         sign = torch.ones_like(joints[:, :1])
         if left is not None:
-            sign[left, :, 0] = -1
+            side = torch.where(left, -1.0, 1.0).to(joints.dtype).view(-1, 1)
+            sign = torch.stack([side, torch.ones_like(side), torch.ones_like(side)], -1)
         observed = torch.ones_like(confidence, dtype=torch.bool)
         unknown = torch.full_like(joints[..., 0], torch.nan)
         features, mean = encode(joints * sign, observed, confidence.to(joints.dtype), unknown)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from jointbert.models.heatmap import Mode
+from jointbert.models.heatmap import Mode, soft_argmax
 from jointbert.models.operators import soft_argmax_depth
 from jointbert.skeleton import NUM_JOINTS
 
@@ -34,14 +34,19 @@ class LinearDepth(nn.Module):
         self.linear = nn.Linear(NUM_JOINTS * size * size, NUM_JOINTS)
         self.mode: Mode = mode
         self.beta, self.window = beta, window
+        self.plain = False
+        """Whether torch's own operators do the work, as an export needs it."""
         # Heatmaps are nearly 0 nearly everywhere: inputs of this size, not of unit variance, give depths of order 1.
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, heatmaps: Tensor) -> CropJoints:
+        if self.plain:
+            found = soft_argmax(heatmaps, self.mode, self.beta, self.window)
+            return CropJoints(found.uv, self.linear(heatmaps.flatten(1)), found.confidence)
         weight, bias = self.linear.weight, self.linear.bias
-        found = soft_argmax_depth(heatmaps, weight, bias, self.mode, self.beta, self.window)
-        return CropJoints(found.uv, found.depth, found.confidence)
+        both = soft_argmax_depth(heatmaps, weight, bias, self.mode, self.beta, self.window)
+        return CropJoints(both.uv, both.depth, both.confidence)
 
 
 class AdaptiveWeighting(nn.Module):
@@ -100,4 +105,4 @@ def pixel_points(depth: Tensor) -> Tensor:
     size = depth.shape[-1]
     across = (torch.arange(size, device=depth.device, dtype=depth.dtype) + 0.5) * (2 / size) - 1
     x, y = across.expand(size, size), across.unsqueeze(1).expand(size, size)
-    return torch.cat([torch.stack([x, y]).expand(len(depth), 2, size, size), depth], 1)
+    return torch.cat([torch.stack([x, y]).expand(depth.shape[0], 2, size, size), depth], 1)

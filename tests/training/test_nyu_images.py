@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from jointbert.camera import NYU
 from jointbert.skeleton import NYU36_INDICES
-from training.data.nyu_images import Augmentation, NyuImages, centre_of_mass, read_annotations, read_depth
+from training.data.nyu_images import Augmentation, NyuImages, read_annotations
 from training.data.render import Hands, render, sample_hands
 
 FRAMES = 3
@@ -95,12 +95,6 @@ def test_the_centre_of_mass(folder: Path, hands: Hands) -> None:
     for i in range(FRAMES):
         # Where the arm points at the camera, some of it is nearer than the hand, and counts.
         assert (data[i].centres[0] - hands.joints[i].mean(0)).norm() < 120
-    ball = torch.zeros(480, 640)
-    ball[240:260, 320:340] = 500
-    ball[100:200, 100:200] = 1500
-    torch.testing.assert_close(centre_of_mass(ball, 300.0), torch.tensor([9.5 * 500 / NYU.fx, 9.5 * 500 / NYU.fy, 500]))
-    with pytest.raises(ValueError, match="an image without any depth"):
-        centre_of_mass(torch.zeros(4, 4), 300.0)
 
 
 def test_what_is_broken_is_named(folder: Path, tmp_path: Path) -> None:
@@ -118,15 +112,6 @@ def test_what_is_broken_is_named(folder: Path, tmp_path: Path) -> None:
         ValueError, match=r"few.mat: joint_xyz has the shape \(1, 2, 21, 3\); expected \(cameras, frames, 36, 3\)"
     ):
         read_annotations(tmp_path / "few.mat")
-    image = (folder / "depth_1_0000001.png").read_bytes()
-    (tmp_path / "short.png").write_bytes(image[: len(image) // 2])
-    with pytest.raises(ValueError, match=r"short.png: no readable image"):
-        read_depth(tmp_path / "short.png")
-    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "grey.png")
-    with pytest.raises(ValueError, match=r"grey.png: got an image of the shape \(4, 4\), uint8; expected 8-bit RGB"):
-        read_depth(tmp_path / "grey.png")
-    with pytest.raises(OSError, match=r"none.png: no such file"):
-        read_depth(tmp_path / "none.png")
 
 
 def test_bad_centres_are_named(folder: Path, tmp_path: Path) -> None:

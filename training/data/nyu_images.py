@@ -1,6 +1,6 @@
 """The NYU Hand Pose data set's own images (Tompson et al., ACM TOG 2014): ``joint_data.mat`` and ``depth_1_0000001.png`` on.
 
-A PNG holds depth in millimetres as 256 G + B; 0 is a hole. Annotations are those of camera 1, y up in ``joint_xyz``.
+Annotations are those of camera 1, y up in ``joint_xyz``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 from torch.utils.data import Dataset
 
 from jointbert.camera import NYU
+from jointbert.images import centre_of_mass, read_depth
 from jointbert.models.crop import Crop
 from jointbert.skeleton import NYU36_INDICES
 from training.data.hand import rand
@@ -78,7 +79,8 @@ class NyuImages(Dataset[HandImages]):
         frame, variant = divmod(index, self.variants)
         depth = read_depth(self.folder / f"depth_1_{frame + 1:07d}.png")
         cube = CUBES_MM[self.test and frame >= SUBJECT2]
-        centre = centre_of_mass(depth, cube) if self.centres is None else torch.from_numpy(self.centres[frame]).float()
+        found = centre_of_mass(depth, NYU, cube) if self.centres is None else self.centres[frame]
+        centre = torch.from_numpy(found).float()
         angle, cube_mm = torch.zeros(1), torch.tensor([cube])
         if self.augmentation is not None:
             g = Generator().manual_seed((self.seed * 1_000_003 + frame) * 1_009 + variant)
@@ -86,7 +88,7 @@ class NyuImages(Dataset[HandImages]):
             cube_mm = cube_mm * (1 + self.augmentation.scale * rand((1,), -1, 1, g))
             centre = centre + self.augmentation.shift_mm * rand((3,), -1, 1, g)
         crop = Crop.around(centre.unsqueeze(0), NYU, cube_mm, self.size, angle)
-        crops = crop.depth(depth.view(1, 1, *depth.shape))
+        crops = crop.depth(torch.from_numpy(depth)[None, None])
         joints = torch.from_numpy(self.joints[frame]).unsqueeze(0)
         visible = torch.ones(1, joints.shape[1], dtype=torch.bool)
         return HandImages(crops, joints, visible, crop.centres, crop.camera, cube_mm, angle)
@@ -112,48 +114,6 @@ def read_annotations(path: Path) -> np.ndarray:
     if joints.ndim != 4 or joints.shape[2:] != (JOINTS, 3):
         raise ValueError(f"{path}: joint_xyz has the shape {joints.shape}; expected (cameras, frames, {JOINTS}, 3)")
     return joints[0][:, NYU36_INDICES] * np.array([1, -1, 1], np.float32)
-
-
-def read_depth(path: Path) -> Tensor:
-    """``(H, W)`` float32 millimetres of a PNG, 0 where there is no reading.
-
-    Raises:
-        OSError: there is no such file. ValueError: truncated, or no image of three channels.
-    """
-    if not path.is_file():
-        raise OSError(f"{path}: no such file")
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image)
-    except Exception as error:  # pillow has a dozen for what a broken file can do
-        raise ValueError(f"{path}: no readable image ({error})") from None
-    if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype != np.uint8:
-        raise ValueError(
-            f"{path}: got an image of the shape {pixels.shape}, {pixels.dtype}; expected 8-bit RGB, depth in G and B"
-        )
-    return torch.from_numpy(pixels[..., 1].astype(np.float32) * 256 + pixels[..., 2])
-
-
-def centre_of_mass(depth: Tensor, cube_mm: float, rounds: int = 5) -> Tensor:
-    """``(3,)`` x y z of the middle of what is nearest to NYU's camera: of the readings within a cube around the last middle,
-    again and again, beginning with the nearest hundredth of the readings.
-
-    Raises:
-        ValueError: there are no readings.
-    """
-    v, u = torch.nonzero(depth > 0, as_tuple=True)
-    if not len(u):
-        raise ValueError("an image without any depth has no hand, and no centre")
-    z = depth[v, u]
-    points = torch.stack([(u - NYU.cx) * z / NYU.fx, (v - NYU.cy) * z / NYU.fy, z], 1)
-    middle = points[z <= z.kthvalue(max(1, len(z) // 100)).values].median(0).values
-    for _ in range(rounds):
-        inside = ((points - middle).abs() <= cube_mm / 2).all(1)
-        if inside.any():
-            middle = points[inside].mean(0)
-    return middle
 
 
 def _read_centres(path: Path, kind: str, frames: int) -> np.ndarray:

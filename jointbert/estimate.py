@@ -1,0 +1,127 @@
+"""The estimator for those who use it: images in, 14 joints out, by torch or by ONNX Runtime, NumPy on both sides."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jointbert.camera import Camera
+
+
+class Estimated(NamedTuple):
+    """What an estimator says of a batch of images."""
+
+    joints: np.ndarray  # (B, 14, 3): camera frame, mm, before refinement
+    refined: np.ndarray  # (B, 14, 3)
+    confidence: np.ndarray  # (B, 14) in [0, 1]: the heatmaps' peaks
+    sigma: np.ndarray  # (B, 14): the refined joints' expected error, mm; NaN without a refiner
+    heatmaps: np.ndarray  # (B, 14, S / 4, S / 4)
+    crops: np.ndarray  # (B, 1, S, S) depth in half-cubes around the centre, or (B, 3, S, S) RGB
+    uv: np.ndarray  # (B, 14, 2): the refined joints in the crop, pixels
+
+
+class Estimator:
+    """An estimator's file, ready for images.
+
+    Args:
+        path: ``.safetensors``, which torch runs, or ``.onnx`` (``jointbert export``), which ONNX Runtime runs without torch.
+        threads: CPU threads.
+
+    Raises:
+        OSError: there is no such file. ValueError: not an estimator's. ImportError: its runtime is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise OSError(f"{path}: no such file")
+        if path.suffix == ".onnx":
+            from jointbert.backends.onnxruntime import OnnxEstimator
+
+            self._model: OnnxEstimator | _TorchEstimator = OnnxEstimator(path, threads)
+        elif path.suffix == ".safetensors":
+            self._model = _TorchEstimator(path, threads)
+        else:
+            raise ValueError(f"{path}: expected an estimator as .safetensors or .onnx")
+
+    @property
+    def image(self) -> str:
+        """``depth`` or ``rgb``: what it takes."""
+        return self._model.image
+
+    @property
+    def cube_mm(self) -> float:
+        """Side of the cube around the centre that it looks at."""
+        return self._model.cube_mm
+
+    def __call__(self, images: np.ndarray, centres: np.ndarray, camera: Camera, left: np.ndarray | bool = False) -> Estimated:
+        """Joints of one hand in each image.
+
+        Args:
+            images: ``(B, 1, H, W)`` or ``(B, H, W)`` depth in millimetres (0: no reading), or ``(B, 3, H, W)`` RGB in [0, 1].
+            centres: ``(B, 3)`` x y z of the hand's middle in the camera frame, mm.
+            left: left hands, for all or ``(B,)``.
+
+        Raises:
+            ValueError: shapes, a centre outside the image, no reading within the cube. TypeError: dtypes.
+        """
+        images = np.asarray(images)
+        channels = 1 if self.image == "depth" else 3
+        if images.ndim == 3 and self.image == "depth":
+            images = images[:, None]
+        if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape[2:]:
+            raise ValueError(f"images: got the shape {images.shape}; expected (B, {channels}, H, W) for {self.image} images")
+        if images.dtype.kind not in "fiu" or (self.image == "rgb" and images.dtype.kind != "f"):
+            raise TypeError(f"images: got the dtype {images.dtype}; expected floating point")
+        n, (h, w) = len(images), images.shape[2:]
+        centres = np.asarray(centres, dtype=np.float32)
+        if centres.shape != (n, 3):
+            raise ValueError(f"centres: got the shape {centres.shape}; expected ({n}, 3), x y z in millimetres")
+        for i, centre in enumerate(centres):
+            if not np.isfinite(centre).all() or centre[2] <= 0:
+                raise ValueError(f"centres: got {centre.tolist()} for image {i}; expected x y z in front of the camera, mm")
+            u, v, _ = camera.xyz_to_uvd(centre)
+            if not (-0.5 <= u < w - 0.5 and -0.5 <= v < h - 0.5):
+                raise ValueError(
+                    f"centres: that of image {i} falls on pixel ({u:.0f}, {v:.0f}), outside of its {w} x {h} pixels: is it in "
+                    "millimetres, in the camera frame, and the camera that of the images?"
+                )
+        sides = np.broadcast_to(np.asarray(left, dtype=bool), (n,))
+        intrinsics = np.broadcast_to(np.array([camera.fx, camera.fy, camera.cx, camera.cy], np.float32), (n, 4))
+        found = self._model(images.astype(np.float32), centres, intrinsics, sides)
+        if self.image == "depth":
+            empty = (found.crops >= 1).reshape(n, -1).all(1)
+            if empty.any():
+                raise ValueError(
+                    f"images: there is no depth within the cube around the centre of image {int(np.flatnonzero(empty)[0])}"
+                )
+        return found
+
+
+class _TorchEstimator:
+    def __init__(self, path: Path, threads: int) -> None:
+        try:
+            from jointbert.models.estimator import HandPoseEstimator
+        except ImportError as error:
+            raise ImportError(
+                f'{path}: this file needs torch and torchvision ({error}); pip install "jointbert[estimator]", or export it to '
+                "ONNX where they are"
+            ) from None
+        self.model = HandPoseEstimator.load(path)
+        self.threads = threads
+        self.image, self.cube_mm = self.model.config.image, self.model.config.cube_mm
+
+    def __call__(self, images: np.ndarray, centres: np.ndarray, camera: np.ndarray, left: np.ndarray) -> Estimated:
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with torch.inference_mode():
+                found = self.model.run(*(torch.from_numpy(x.copy()) for x in (images, centres, camera, left)))
+        finally:
+            torch.set_num_threads(before)
+        return Estimated(*(x.numpy() for x in found))

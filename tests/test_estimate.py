@@ -1,0 +1,193 @@
+"""The estimator as users have it: by torch and by ONNX Runtime, from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from PIL import Image  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from jointbert.camera import NYU  # noqa: E402
+from jointbert.cli import app  # noqa: E402
+from jointbert.estimate import Estimated, Estimator  # noqa: E402
+from jointbert.evaluation.textformat import read_joints  # noqa: E402
+from jointbert.export.onnx import export_estimator  # noqa: E402
+from jointbert.models.estimator import HandPoseEstimator  # noqa: E402
+
+SMALL: dict[str, Any] = {"size": 64, "backbone": "resnet18", "width": 16, "depth": 3, "beta": 20.0}
+SMALL["refiner"] = {"layers": 2, "heads": 2, "width": 16, "ffn": 32}
+KINDS: dict[str, dict[str, Any]] = {"linear": {"window": 4}, "awr": {"head": "awr"}, "rgb": {"image": "rgb", "refiner": None}}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each kind of estimator as ``.safetensors`` and ``.onnx``, all weights at work."""
+    folder = tmp_path_factory.mktemp("estimators")
+    for kind, changes in KINDS.items():
+        torch.manual_seed(0)
+        model = HandPoseEstimator.from_config({**SMALL, **changes}, encoder=None)
+        if model.refiner is not None:
+            torch.nn.init.normal_(model.refiner.head.weight, std=0.1)
+        model.save(folder / f"{kind}.safetensors")
+        export_estimator(folder / f"{kind}.onnx", folder / f"{kind}.safetensors")
+    return folder
+
+
+def scene(batch: int, h: int = 480, w: int = 640) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    v, u = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
+    bump = 800 - 60 * np.exp(-((u - 330) ** 2 + (v - 250) ** 2) / 2000)
+    images = np.where(bump < 798, bump, 0).astype(np.float32)
+    images = np.stack([np.where(images > 0, images + rng.normal(0, 3, images.shape), 0) for _ in range(batch)])
+    return images.astype(np.float32), np.array([[10.0, 10, 790]] * batch) + rng.normal(0, 5, (batch, 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("batch", "h", "w"), [(1, 480, 640), (5, 400, 500)])
+def test_onnx_equals_torch(files: Path, kind: str, batch: int, h: int, w: int) -> None:
+    """To 1e-3 pixels and 1e-2 mm, whatever the batch and the images' size."""
+    images, centres = scene(batch, h, w)
+    given = images[:, None].repeat(3, 1) / 1000 if kind == "rgb" else images
+    left = np.arange(batch) % 2 == 1
+    torch_s, onnx_s = (Estimator(files / f"{kind}.{suffix}")(given, centres, NYU, left) for suffix in ("safetensors", "onnx"))
+    for name, tolerance in (("joints", 1e-2), ("refined", 1e-2), ("sigma", 1e-2), ("confidence", 1e-4), ("uv", 1e-3)):
+        a, b = getattr(torch_s, name), getattr(onnx_s, name)
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, atol=tolerance, rtol=0)
+    np.testing.assert_allclose(torch_s.heatmaps, onnx_s.heatmaps, atol=1e-4)
+    np.testing.assert_allclose(torch_s.crops, onnx_s.crops, atol=1e-4)
+    if kind != "rgb":
+        assert np.abs(torch_s.refined - torch_s.joints).max() > 0.1
+
+
+def test_it_is_the_module(files: Path) -> None:
+    images, centres = scene(2)
+    found = Estimator(files / "linear.safetensors")(images[:, None], centres, NYU)
+    model = HandPoseEstimator.load(files / "linear.safetensors")
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(centres), NYU)
+    for name in Estimated._fields:
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name).numpy(), atol=1e-2)
+
+
+def test_onnx_needs_no_torch(files: Path) -> None:
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from jointbert.camera import NYU
+from jointbert.estimate import Estimator
+depth = np.zeros((480, 640), np.float32)
+depth[200:280, 280:360] = 800
+print(Estimator({str(files / "linear.onnx")!r})(depth[None], np.array([[0, 0, 800]]), NYU).refined.shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(1, 14, 3)", done.stderr
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"images": np.zeros((2, 3, 48, 64))}, ValueError, r"got the shape \(2, 3, 48, 64\); expected \(B, 1, H, W\)"),
+        ({"images": np.zeros((2, 480, 640), bool)}, TypeError, "images: got the dtype bool"),
+        ({"images": np.zeros((2, 480, 640))}, ValueError, "no depth within the cube around the centre of image 0"),
+        ({"centres": np.zeros((1, 3))}, ValueError, r"centres: got the shape \(1, 3\); expected \(2, 3\)"),
+        ({"centres": np.array([[0, 0, 800], [0, 0, np.nan]])}, ValueError, "for image 1; expected x y z in front"),
+        ({"centres": np.array([[0, 0, 0.8], [0.9, 0, 0.8]])}, ValueError, r"that of image 1 falls on pixel \(982, 240\)"),
+    ],
+)
+def test_bad_input_is_named(files: Path, suffix: str, change: dict[str, Any], error: type[Exception], message: str) -> None:
+    images, centres = scene(2)
+    with pytest.raises(error, match=message):
+        Estimator(files / f"linear.{suffix}")(**{"images": images, "centres": centres, "camera": NYU, **change})
+
+
+def test_bad_files_are_named(files: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no such file"):
+        Estimator(tmp_path / "none.onnx")
+    (tmp_path / "x.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"x.pt: expected an estimator as .safetensors or .onnx"):
+        Estimator(tmp_path / "x.pt")
+    (tmp_path / "broken.onnx").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"broken.onnx: no readable ONNX file"):
+        Estimator(tmp_path / "broken.onnx")
+    from jointbert.export.onnx import export_refiner
+
+    export_refiner(tmp_path / "refiner.onnx")
+    with pytest.raises(ValueError, match=r"refiner.onnx: the layout 'pose14-.*' is not an estimator's"):
+        Estimator(tmp_path / "refiner.onnx")
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_from_the_command_line(files: Path, tmp_path: Path) -> None:
+    images, _ = scene(2)
+    for i, image in enumerate(images):
+        Image.fromarray(image.round().astype(np.uint16)).save(tmp_path / f"{i}.png")
+    given = (tmp_path / "0.png", tmp_path / "1.png", "--model", files / "linear.onnx", "--camera", "nyu")
+    outputs = ("--out", tmp_path / "out.txt", "--json", tmp_path / "out.json", "--picture", tmp_path / "out.png")
+    code, text = run("estimate", *given, *outputs)
+    assert code == 0, text
+    joints = read_joints(tmp_path / "out.txt", "xyz", None)
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["joints"][0] == "pinky_tip"
+    assert len(content["images"]) == 2
+    np.testing.assert_allclose([one["refined"] for one in content["images"]], joints, atol=1e-3)
+    direct = Estimator(files / "linear.onnx")
+    for i, one in enumerate(content["images"]):
+        expected = direct(images[i : i + 1].round(), np.array([one["centre_mm"]]), NYU)
+        np.testing.assert_allclose(joints[i], expected.refined[0], atol=1e-2)
+    for i in (1, 2):
+        with Image.open(tmp_path / f"out-{i}.png") as picture:
+            assert picture.size[0] > 800
+    code, text = run("estimate", *given[1:], "--centre", "10,10,790", "--out", tmp_path / "uvd.txt", "--format", "uvd")
+    assert (code, "centre (10, 10, 790) mm" in text) == (0, True)
+    np.testing.assert_allclose(read_joints(tmp_path / "uvd.txt", "uvd", NYU).mean((0, 1))[2], 790, atol=200)
+
+
+def test_the_command_line_s_errors(files: Path, tmp_path: Path) -> None:
+    image = tmp_path / "0.png"
+    Image.fromarray(np.zeros((48, 64), np.uint16)).save(image)
+    model = ("--model", files / "linear.onnx")
+    cases = [
+        ((image, *model, "--camera", "nyu"), f"Error: {image}: an image without any depth has no hand, and no centre"),
+        ((image, *model, "--camera", "kinect"), "Error: camera: got 'kinect'"),
+        ((image, *model, "--camera", "nyu", "--centre", "1,2"), "Error: --centre: got '1,2'; expected auto or x,y,z"),
+        ((image, *model, "--camera", "nyu", "--hand", "both"), "Error: --hand: got 'both'; expected right or left"),
+        ((image, "--model", tmp_path / "x.onnx", "--camera", "nyu"), f"Error: {tmp_path}/x.onnx: no such file"),
+        ((tmp_path / "none.png", *model, "--camera", "nyu"), f"Error: {tmp_path}/none.png: no such file"),
+        ((image, "--model", files / "rgb.onnx", "--camera", "nyu"), "Error: --centre: an RGB image has no depth"),
+        (
+            (image, *model, "--camera", "nyu", "--centre", "0,0,800"),
+            f"Error: {image}: centres: that of image 0 falls on pixel (320, 240)",
+        ),
+    ]
+    for arguments, message in cases:
+        code, text = run("estimate", *arguments)
+        assert code == 2
+        assert text.startswith(message), text
+
+
+def test_export_from_the_command_line(files: Path, tmp_path: Path) -> None:
+    code, text = run("export", tmp_path / "e.onnx", "--estimator", files / "awr.safetensors")
+    assert (code, text) == (0, f"wrote {tmp_path}/e.onnx")
+    assert Estimator(tmp_path / "e.onnx").image == "depth"
+    code, text = run("export", tmp_path / "e.onnx", "--estimator", tmp_path / "none.safetensors")
+    assert (code, text) == (2, f"Error: {tmp_path}/none.safetensors: no such file")
