@@ -136,11 +136,13 @@ def export_sequence(
 ImageConfig = Annotated[Path, typer.Option(help="Experiment, see training/configs/estimator.", exists=True, dir_okay=False)]
 Processes = Annotated[int, typer.Option(help="Processes that share each step (DDP).", min=1)]
 Images = Annotated[Path | None, typer.Option("--nyu", help="Folder of the NYU data set; the config's without it.")]
-Encoder = Annotated[
-    str | None, typer.Option(help="The frozen encoder: 'imagenet', a ResNet's weights, or an exported estimator.")
-]
+Encoder = Annotated[str, typer.Option(help="The frozen encoder: 'imagenet', a ResNet's weights, or an estimator's file.")]
 Hourglass = Annotated[Path | None, typer.Option(help="An exported estimator, whose hourglass it starts from.", dir_okay=False)]
 Cache = Annotated[Path | None, typer.Option(help="Folder of cache-features, of the same config and encoder.", file_okay=False)]
+
+
+ESTIMATOR = "estimator.safetensors"
+"""What each stage leaves in its folder for the next."""
 
 
 def _image_experiment(config: Path, nyu: Path | None, epochs: int | None) -> EstimatorExperiment:
@@ -166,8 +168,8 @@ def pretrain_encoder(
     with _one_sentence():
         experiment = _image_experiment(config, nyu, epochs)
         model = HandPoseEstimator(experiment.model)
-        best = train(experiment, "encoder", model, out, resume, threads, processes)
-    typer.echo(f"best checkpoint: {best}")
+        train(experiment, "encoder", model, out, resume, threads, processes)
+    typer.echo(f"wrote {out / ESTIMATOR}")
 
 
 @app.command()
@@ -189,8 +191,8 @@ def pretrain_hourglass(
     with _one_sentence():
         experiment = _image_experiment(config, nyu, epochs)
         model = HandPoseEstimator.from_config(experiment.model, encoder)
-        best = train(experiment, "hourglass", model, out, resume, threads, processes, cache)
-    typer.echo(f"best checkpoint: {best}")
+        train(experiment, "hourglass", model, out, resume, threads, processes, cache)
+    typer.echo(f"wrote {out / ESTIMATOR}")
 
 
 @app.command()
@@ -207,18 +209,20 @@ def train(
     threads: Threads = 2,
     processes: Processes = 1,
 ) -> None:
-    """Trains the estimator end to end (thesis, table 4.3)."""
+    """Trains the estimator end to end (thesis, table 4.3); with --encoder random the encoder, too, which is not frozen then."""
     from jointbert.models.estimator import HandPoseEstimator
     from training.estimator import load_parts
     from training.estimator import train as train_estimator
 
     with _one_sentence():
         experiment = _image_experiment(config, nyu, epochs)
-        model = HandPoseEstimator.from_config(experiment.model, encoder, refiner)
+        model = HandPoseEstimator.from_config(experiment.model, None if encoder == "random" else encoder, refiner)
+        if encoder == "random":
+            model.encoder.thaw()
         if hourglass is not None:
             load_parts(model, hourglass, ("top_down", "hourglass"))
-        best = train_estimator(experiment, "estimator", model, out, resume, threads, processes, cache)
-    typer.echo(f"best checkpoint: {best}")
+        train_estimator(experiment, "estimator", model, out, resume, threads, processes, cache)
+    typer.echo(f"wrote {out / ESTIMATOR}")
 
 
 @app.command()
@@ -249,11 +253,11 @@ def cache_features(
 @app.command()
 def export_estimator(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Of pretrain-encoder, pretrain-hourglass or train.", exists=True, dir_okay=False)
+        Path, typer.Argument(help="One of pretrain-encoder's, pretrain-hourglass's or train's.", exists=True, dir_okay=False)
     ],
     out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
 ) -> None:
-    """Writes a checkpoint's estimator (the averaged weights, where it has them) as safetensors."""
+    """Writes a checkpoint's estimator (the averaged weights, where it has them); the best one's is written after training."""
     from training.estimator import export_estimator as export
 
     with _one_sentence():
@@ -265,12 +269,18 @@ def export_estimator(
 def render_hands(
     out: Annotated[Path, typer.Argument(help="The picture to write (PNG).", dir_okay=False)],
     seed: Annotated[int, typer.Option(help="Of the hands.")] = 0,
+    depth: Annotated[
+        Path | None, typer.Option(help="Write one hand as NYU's camera would see it: a PNG of 16 bits, mm.", dir_okay=False)
+    ] = None,
 ) -> None:
     """Draws rendered hands with their joints, hidden ones hollow, and says how many images a second there are on one thread."""
-    from training.render_hands import draw
+    from training.render_hands import draw, write_depth
 
     with _one_sentence():
         speed = draw(out, seed)
+        if depth is not None:
+            write_depth(depth, seed)
+            typer.echo(f"depth image: {depth}")
     typer.echo(f"{speed:.0f} images of 128 x 128 a second on one thread; picture: {out}")
 
 

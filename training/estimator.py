@@ -126,13 +126,14 @@ class EstimatorTraining(Training[HandPoseEstimator]):
 
 
 def prepare(model: HandPoseEstimator, stage: Stage) -> None:
-    """Lets learn what a stage trains, and nothing else.
+    """Lets learn what a stage trains, and nothing else; an encoder that was thawed stays so.
 
     Raises:
         ValueError: a frozen encoder that has learned nothing.
     """
+    thawed = any(p.requires_grad for p in model.encoder.parameters())
     model.requires_grad_(False)
-    if stage == "encoder":
+    if stage == "encoder" or thawed:
         model.encoder.thaw()
     elif not model.encoder.trained:
         raise ValueError(
@@ -213,7 +214,7 @@ def train(
     processes: int = 1,
     cache: Path | None = None,
 ) -> Path:
-    """Trains, or goes on; returns the best checkpoint by validation score.
+    """Trains, or goes on; returns the best checkpoint by validation score, whose estimator is written beside it.
 
     Args:
         cache: folder of a feature cache of the training images (:func:`cache_features`).
@@ -228,7 +229,7 @@ def train(
     trainer = experiment.trainer
     images, images_id = training_set(experiment.data, experiment.model, experiment.seed)
     if cache is not None:
-        if stage == "encoder":
+        if any(p.requires_grad for p in model.encoder.parameters()):
             raise ValueError("--cache: the encoder learns in this stage; its features change with every step")
         images = FeatureCache(cache, model, images_id)
     if images is None:
@@ -236,7 +237,10 @@ def train(
         stream: Endless | Shuffled = Endless(RenderedHands(experiment.data.render, *options, experiment.seed))
     else:
         stream = Shuffled(images, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
-    return fit(module, stream, out, resume, processes)
+    best = fit(module, stream, out, resume, processes)
+    if module.global_rank == 0:
+        export_estimator(best, out / "estimator.safetensors")
+    return best
 
 
 def export_estimator(checkpoint: Path, out: Path) -> None:

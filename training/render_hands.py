@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jointbert.camera import NYU
 from training.data.images import RenderConfig, RenderedHands
+from training.data.render import render, sample_hands, sense
 
 ROWS, COLUMNS, SIZE = 4, 8, 128
 
@@ -40,3 +42,13 @@ def draw(path: Path, seed: int) -> float:
     figure.savefig(path, dpi=70)
     plt.close(figure)
     return (len(stream) - 1) * ROWS * COLUMNS / seconds
+
+
+def write_depth(path: Path, seed: int) -> None:
+    """Writes one hand, as a depth camera like NYU's sees it: 640 x 480, millimetres, 0 where there is nothing."""
+    from PIL import Image
+
+    g = torch.Generator().manual_seed(seed)
+    hands = sample_hands(1, g)
+    depth = render(hands.capsules, torch.tensor([[NYU.fx, NYU.fy, NYU.cx, NYU.cy]]), (480, 640))
+    Image.fromarray(sense(depth, g, holes=0.0)[0].numpy().astype(np.uint16)).save(path)

@@ -44,8 +44,7 @@ class Trunk(nn.Module):
     def thaw(self) -> Trunk:
         """Lets it learn, for pre-training on images where there are no ImageNet weights."""
         self._frozen = False
-        self.requires_grad_(True)
-        return self
+        return self.requires_grad_(True).train()
 
     def freeze(self) -> Trunk:
         """Back to how it was built; what it learned counts as trained."""

@@ -48,7 +48,7 @@ def test_it_is_frozen(resnet: torch.nn.Module) -> None:
     trunk.train()(torch.randn(2, 3, 32, 32))
     assert not any(p.requires_grad for p in trunk.parameters())
     assert all(torch.equal(v, before[k]) for k, v in trunk.state_dict().items())
-    trunk.thaw().train()(torch.randn(2, 3, 32, 32))
+    trunk.thaw()(torch.randn(2, 3, 32, 32))
     assert all(p.requires_grad for p in trunk.parameters())
     assert not torch.equal(trunk.stem[1].running_mean, before["stem.1.running_mean"])
     assert trunk.freeze().trained

@@ -316,23 +316,50 @@ def said(*arguments: object) -> tuple[int, str]:
 def test_from_the_command_line(tmp_path: Path) -> None:
     """Encoder, cache, hourglass, end to end, export: each command takes what the one before left."""
     config = write_config(tmp_path / "tiny.yaml")
-    code, text = said("pretrain-encoder", "--config", config, "--out", tmp_path / "e", "--epochs", 1, "--threads", 1)
-    assert code == 0, text
-    best = text.rsplit("best checkpoint: ", 1)[1]
-    assert said("export-estimator", best, tmp_path / "encoder.safetensors")[0] == 0
-    encoder = ("--encoder", tmp_path / "encoder.safetensors")
+    common = ("--config", config, "--threads", 1, "--epochs", 1)
+    code, text = said("pretrain-encoder", *common, "--out", tmp_path / "e")
+    assert (code, text.endswith(f"wrote {tmp_path}/e/estimator.safetensors")) == (0, True), text
+    encoder = ("--encoder", tmp_path / "e" / "estimator.safetensors")
     code, text = said("cache-features", "--config", config, "--out", tmp_path / "cache", *encoder)
     assert (code, "features of 8 images" in text) == (0, True)
-    options = (*encoder, "--cache", tmp_path / "cache", "--threads", 1, "--epochs", 1)
-    code, text = said("pretrain-hourglass", "--config", config, "--out", tmp_path / "h", *options)
-    assert code == 0, text
-    assert said("export-estimator", text.rsplit("best checkpoint: ", 1)[1], tmp_path / "hourglass.safetensors")[0] == 0
+    cached = (*encoder, "--cache", tmp_path / "cache")
+    assert said("pretrain-hourglass", *common, "--out", tmp_path / "h", *cached)[0] == 0
     JointRefiner(RefinerConfig(**TINY["refiner"])).save(tmp_path / "refiner.safetensors")
-    parts = ("--hourglass", tmp_path / "hourglass.safetensors", "--refiner", tmp_path / "refiner.safetensors")
-    code, text = said("train", "--config", config, "--out", tmp_path / "t", *options, *parts)
+    parts = ("--hourglass", tmp_path / "h" / "estimator.safetensors", "--refiner", tmp_path / "refiner.safetensors")
+    assert said("train", *common, "--out", tmp_path / "t", *cached, *parts)[0] == 0
+    trained = HandPoseEstimator.load(tmp_path / "t" / "estimator.safetensors")
+    assert trained.config == EstimatorConfig.of(TINY)
+    before = HandPoseEstimator.load(tmp_path / "e" / "estimator.safetensors")
+    assert torch.equal(trained.encoder.stem[0].weight, before.encoder.stem[0].weight)
+    assert not torch.equal(trained.top_down.smooth.weight, before.top_down.smooth.weight)
+    best = next((tmp_path / "t").glob("best-*.ckpt"))
+    assert said("export-estimator", best, tmp_path / "again.safetensors")[0] == 0
+    again = HandPoseEstimator.load(tmp_path / "again.safetensors").state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in trained.state_dict().items())
+
+
+def test_all_at_once_from_nothing(tmp_path: Path) -> None:
+    """With --encoder random the encoder learns, too."""
+    config = write_config(tmp_path / "tiny.yaml")
+    code, text = said("train", "--config", config, "--out", tmp_path / "t", "--encoder", "random", "--threads", 1)
     assert code == 0, text
-    assert said("export-estimator", text.rsplit("best checkpoint: ", 1)[1], tmp_path / "estimator.safetensors")[0] == 0
-    assert HandPoseEstimator.load(tmp_path / "estimator.safetensors").config == EstimatorConfig.of(TINY)
+    trained = HandPoseEstimator.load(tmp_path / "t" / "estimator.safetensors")
+    assert trained.encoder.trained
+    assert trained.encoder.stem[1].running_mean.any()  # batch norm learned, too
+
+
+def test_a_look_at_rendered_hands(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from jointbert.images import read_depth
+
+    code, text = said("render-hands", tmp_path / "sheet.png", "--depth", tmp_path / "depth.png")
+    assert (code, "images of 128 x 128 a second" in text) == (0, True)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size[0] > 800
+    depth = read_depth(tmp_path / "depth.png")
+    assert depth.shape == (480, 640)
+    assert 400 < depth[depth > 0].mean() < 1200
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
