@@ -1,5 +1,7 @@
 """The refiners on CPU, in C++ (``csrc/bindings/cpu.cpp``)."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -203,6 +205,18 @@ class Stream:
     def bone_lengths_mm(self) -> NDArray[np.float64]:
         """``(9,)`` lengths of ``RIGID_BONES`` of the person in the last frame, in millimetres: those that were given, else
         those measured so far. NaN: not known yet."""
+
+def run_by(
+    network: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    joints: np.ndarray,
+    permutation: np.ndarray,
+    mm_per_unit: float,
+    mirror: np.ndarray | None,
+    visible: np.ndarray | None,
+    confidence: np.ndarray | None,
+    error_mm: np.ndarray | None,
+) -> tuple[np.ndarray, NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """:meth:`Refiner.run` with another runtime's network: ``(n, 14, 8)`` features to ``(n, 14, 4)`` outputs, float32."""
 
 def supported_isas() -> list[str]:
     """Instruction sets with a kernel that this machine runs, best first: of "avx512", "avx2", "portable"."""

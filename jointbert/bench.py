@@ -84,7 +84,8 @@ def bench(weights: str | os.PathLike[str], batches: Sequence[int], threads: int,
         raise ValueError(f"batch: got {list(batches)}; expected sizes of at least 1")
     refiners: dict[str, Refiner] = {}
     missing: dict[str, str] = {}
-    for name in BACKENDS:
+    is_onnx = Path(weights).suffix == ".onnx"
+    for name in (b for b in BACKENDS if (b == "onnxruntime") == is_onnx):
         try:
             refiners[name] = Refiner(weights, name, threads)
         except (ImportError, RuntimeError) as error:

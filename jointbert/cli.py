@@ -36,8 +36,8 @@ ErrorOption = Annotated[float | None, typer.Option(help="Expected joint error of
 SequenceOption = Annotated[
     bool, typer.Option("--sequence", help="The file is one video of one person: refine each frame with those around it.")
 ]
-WeightsOption = Annotated[str, typer.Option(help="Shipped weights' name, or a .safetensors file.")]
-BackendOption = Annotated[str, typer.Option(help="auto, native, cuda or torch.")]
+WeightsOption = Annotated[str, typer.Option(help="Shipped weights' name, a .safetensors file, or an .onnx one.")]
+BackendOption = Annotated[str, typer.Option(help="auto, native, cuda, onnxruntime (for an .onnx file) or torch.")]
 ThreadsOption = Annotated[int, typer.Option(help="CPU threads.")]
 
 
@@ -360,8 +360,9 @@ def bench(
             raise ValueError(f"batch: got {batch!r}; expected sizes with commas, as in 1,16,256") from None
         report = measure(weights, sizes, threads, seconds)
         typer.echo(", ".join(f"{key} {value}" for key, value in report.where.items()))
-        typer.echo(f"{'batch':>6s} {'backend':26s}{'p50 us':>11s}{'p99 us':>11s}{'p50 over native':>18s}")
-        base = {row.batch: row.p50_us for row in report.rows if row.call == "native"}
+        first = report.rows[0].call if report.rows else ""
+        typer.echo(f"{'batch':>6s} {'backend':26s}{'p50 us':>11s}{'p99 us':>11s}{f'p50 over {first}':>18s}")
+        base = {row.batch: row.p50_us for row in report.rows if row.call == first}
         for row in report.rows:
             ratio = row.p50_us / base[row.batch]
             typer.echo(f"{row.batch:6d} {row.call:26s}{row.p50_us:11.1f}{row.p99_us:11.1f}{ratio:18.2f}")
@@ -407,7 +408,7 @@ def info(weights: WeightsOption = "nyu14") -> None:
                 backend = load_backend(name, loaded, 1)
                 detail = getattr(backend, "isa", "")
                 state = f"available{f', {detail}' if detail else ''}"
-            except (ImportError, RuntimeError) as error:
+            except (ImportError, RuntimeError, ValueError) as error:
                 state = f"not available: {error}"
             typer.echo(f"backend {name}: {state}")
         parameters = sum(tensor.size for tensor in loaded.tensors.values())

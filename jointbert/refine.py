@@ -52,8 +52,9 @@ class Refiner:
     """Loads weights once; call it on poses thereafter. Safe to use from several threads.
 
     Args:
-        weights: a shipped name, or the path of a ``.safetensors`` file.
-        backend: ``auto`` (``native``, and for arrays on a GPU ``cuda``), ``native``, ``cuda`` or ``torch``.
+        weights: a shipped name, or the path of a ``.safetensors`` file, or of an ``.onnx`` one (``jointbert export``).
+        backend: ``auto`` (``native``; ``cuda`` for arrays on a GPU, ``onnxruntime`` for an ONNX file), or one of ``native``,
+            ``cuda``, ``onnxruntime``, ``torch``.
         threads: CPU threads for a batch, 256 at most (``native``; ``torch`` follows ``torch.set_num_threads``).
 
     Raises:
@@ -336,7 +337,7 @@ class Refiner:
 
         if isinstance(self._backend, CudaBackend):
             return self._backend
-        if self._arguments[1] != "auto":
+        if self._arguments[1] != "auto" or self._backend.name != "native":
             raise ValueError(
                 f"joints: the array is on a GPU, and backend {self._backend.name!r} computes on the CPU; take 'auto' or "
                 "'cuda', or pass a CPU array"

@@ -236,6 +236,40 @@ py::tuple run(const Refiner& refiner, const py::object& joints, const py::object
     });
 }
 
+// The same with another runtime's network: a callable from features [n, 14, 8] to outputs [n, 14, 4].
+py::tuple run_by(const py::function& network, const py::object& joints, const py::object& permutation,
+                 double mm_per_unit, const py::object& mirror, const py::object& visible, const py::object& confidence,
+                 const py::object& error_mm) {
+    check_unit(mm_per_unit);
+    return with_type_of(joints, [&](auto t) {
+        const Batch<decltype(t)> batch(joints, permutation, mm_per_unit, mirror, visible, confidence, error_mm);
+        const Result<decltype(t)> result(batch.count);
+        constexpr std::size_t kSize = kJoints * kFeatures;
+        std::vector<CanonicalPose> poses(1);
+        std::vector<std::size_t> indices;
+        std::vector<float> features(kSize);
+        for (std::size_t i = 0; i < batch.poses.count; ++i) {  // the last row is for the next pose
+            if (encode(batch.poses, i, poses.back(), &features[indices.size() * kSize], result.refined) !=
+                Status::kRefined)
+                continue;
+            indices.push_back(i);
+            poses.emplace_back();
+            features.resize(features.size() + kSize);
+        }
+        if (indices.empty()) return result.tuple();
+        const auto count = py::ssize_t(indices.size());
+        const py::array_t<float> given(Shape{count, kJoints, kFeatures}, features.data());
+        const auto outputs = check<float>("output", network(given), {count, kJoints, kOutputs}, "float32");
+        for (std::size_t i = 0; i < indices.size(); ++i) {
+            const float* output = outputs.data() + i * kJoints * kOutputs;
+            Points refined;
+            correct(poses[i], output, refined);
+            decode(batch.poses, indices[i], refined, poses[i].sign, output, result.refined);
+        }
+        return result.tuple();
+    });
+}
+
 py::array_t<float> forward_sequence(const SequenceRefiner& refiner, const py::object& hidden,
                                     const py::object& features, long threads) {
     const auto states = check<float>("hidden", hidden, {kAny, kJoints, kWidth}, "float32");
@@ -390,6 +424,8 @@ PYBIND11_MODULE(_core, m) {
         .def("flush", &flush)
         .def("reset", &Stream::reset, py::call_guard<py::gil_scoped_release>())
         .def_property_readonly("bone_lengths_mm", &bone_lengths);
+    m.def("run_by", &run_by, py::arg("network"), py::arg("joints"), py::arg("permutation"), py::arg("mm_per_unit"),
+          py::arg("mirror"), py::arg("visible"), py::arg("confidence"), py::arg("error_mm"));
     m.def("supported_isas", [] {
         py::list names;
         for (const Kernel* kernel : supported_kernels()) names.append(kernel->isa);

@@ -16,17 +16,29 @@ __all__ = [
     "load_backend",
 ]
 
-BACKENDS = ("native", "cuda", "torch")
+BACKENDS = ("native", "cuda", "onnxruntime", "torch")
 
 
 def load_backend(name: str, weights: Weights, threads: int) -> Backend:
-    """The backend of a name; ``auto`` is the native one.
+    """The backend of a name; ``auto`` is the native one, and ONNX Runtime for an ONNX file.
 
     Raises:
-        ValueError: an unknown name. ImportError: the backend's library is not installed. RuntimeError: no GPU.
+        ValueError: an unknown name, or one that does not run such a file. ImportError: the backend's library is not installed.
+        RuntimeError: no GPU.
     """
     if not isinstance(name, str) or name not in ("auto", *BACKENDS):
         raise ValueError(f"backend: got {name!r}; expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+    is_onnx = weights.path.suffix == ".onnx"
+    if is_onnx and name not in ("auto", "onnxruntime"):
+        raise ValueError(
+            f"backend: {name!r} can't run {str(weights.path)!r}; expected 'auto' or 'onnxruntime' for an ONNX file"
+        )
+    if name == "onnxruntime" and not is_onnx:
+        raise ValueError("backend: 'onnxruntime' runs an ONNX file: write one by jointbert export, and give it as weights")
+    if is_onnx:
+        from jointbert.backends.onnxruntime import OnnxBackend
+
+        return OnnxBackend(weights, threads)
     if name == "torch":
         try:
             from jointbert.backends.torch import TorchBackend

@@ -46,7 +46,7 @@ class NativeBackend:
         self.threads = threads
 
     def run(self, batch: Batch) -> Result:
-        return Result(*self._refiner.run(*_arguments(batch), self.threads))
+        return Result(*self._refiner.run(*arguments(batch), self.threads))
 
     def sequence(self, weights: Weights) -> NativeSequenceBackend:
         return NativeSequenceBackend(self._refiner, weights, self.threads)
@@ -66,10 +66,10 @@ class NativeSequenceBackend:
 
     def run(self, batch: Batch, lengths_mm: np.ndarray | None, alone: bool) -> Result:
         look = 0 if alone else BLOCKS[-1][1]
-        return Result(*self._refiner.run(*_arguments(batch), lengths_mm, look, look, alone, self.threads))
+        return Result(*self._refiner.run(*arguments(batch), lengths_mm, look, look, alone, self.threads))
 
     def calibrate(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, Result]:
-        lengths, counts, status, size_mm, chirality = self._refiner.calibrate(*_arguments(batch), self.threads)
+        lengths, counts, status, size_mm, chirality = self._refiner.calibrate(*arguments(batch), self.threads)
         sigma = np.full(batch.joints.shape[:2], np.nan, np.float32)
         return lengths, counts, Result(batch.joints, sigma, status, size_mm, chirality)
 
@@ -83,7 +83,7 @@ _Array = np.ndarray
 _Arguments = tuple[_Array, _Array, float, _Array | None, _Array | None, _Array | None, _Array | None]
 
 
-def _arguments(batch: Batch) -> _Arguments:
+def arguments(batch: Batch) -> _Arguments:
     return (
         batch.joints,
         batch.permutation,

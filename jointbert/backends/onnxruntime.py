@@ -8,10 +8,38 @@ from typing import Any
 
 import numpy as np
 
+from jointbert.backends.base import Batch, Result, SequenceBackend
 from jointbert.estimate import Estimated
+from jointbert.weights import Weights
 
 ESTIMATOR_LAYOUT = "estimator14"
 """As in `jointbert.models.estimator`, which needs torch."""
+
+
+class OnnxBackend:
+    """A refiner's ONNX file (``jointbert export``). Poses are encoded and decoded as the native backend does it.
+
+    Raises:
+        ValueError: no readable ONNX file. ImportError: onnxruntime is not installed.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, weights: Weights, threads: int = 1) -> None:
+        self.session, _ = open_session(weights.path, threads)
+
+    def run(self, batch: Batch) -> Result:
+        from jointbert import _core
+        from jointbert.backends.native import arguments
+
+        return Result(*_core.run_by(self._network, *arguments(batch)))
+
+    def _network(self, features: np.ndarray) -> np.ndarray:
+        output: np.ndarray = self.session.run(["output"], {"features": features})[0]
+        return output
+
+    def sequence(self, weights: Weights) -> SequenceBackend:
+        raise ValueError("backend: 'onnxruntime' refines single frames alone; sequences and persons are for 'native'")
 
 
 class OnnxEstimator:

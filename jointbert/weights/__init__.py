@@ -41,15 +41,16 @@ def shipped() -> list[str]:
 
 
 def load_weights(weights: str | os.PathLike[str] = "nyu14") -> Weights:
-    """Reads weights by shipped name or from a ``.safetensors`` file.
+    """Reads weights by shipped name or from a ``.safetensors`` file; of an ``.onnx`` file, what it says of itself.
 
     Raises:
-        ValueError: neither a shipped name nor a file, a file that is no safetensors, or one of another layout.
+        ValueError: neither a shipped name nor a file, a file that is not valid, or one of another layout.
+        ImportError: an ``.onnx`` file without onnxruntime.
     """
     if not isinstance(weights, (str, os.PathLike)):
         raise TypeError(f"weights: got {type(weights).__name__}; expected a shipped name or the path of a .safetensors file")
     path = Path(weights)
-    if isinstance(weights, str) and path.name == weights and path.suffix != ".safetensors":
+    if isinstance(weights, str) and path.name == weights and path.suffix not in (".safetensors", ".onnx"):
         path = _FOLDER / f"{weights}.safetensors"
         if not _is_file(path):
             raise ValueError(
@@ -58,7 +59,17 @@ def load_weights(weights: str | os.PathLike[str] = "nyu14") -> Weights:
     elif not _is_file(path):
         raise ValueError(f"weights: there is no file {str(path)[:200]!r}")
 
+    if path.suffix == ".onnx":
+        return _describe_onnx(path, str(weights))
     return _read(path, str(weights), LAYOUT, tensor_shapes)
+
+
+def _describe_onnx(path: Path, name: str) -> Weights:
+    from jointbert.backends.onnxruntime import open_session
+
+    _, metadata = open_session(path, 1)
+    _check_layout(metadata, path, LAYOUT)
+    return Weights(name, {}, _sizes(metadata, str(path)), metadata, path)
 
 
 def load_sequence_weights(first: Weights) -> Weights:
@@ -94,9 +105,7 @@ def _read(path: Path, name: str, layout: str, shapes_of: Callable[[dict[str, int
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
-            found_layout = metadata.get("layout")
-            if found_layout != layout:
-                raise ValueError(f"weights: {str(path)!r} has the layout {found_layout!r}; this version runs {layout!r}")
+            _check_layout(metadata, path, layout)
             sizes = _sizes(metadata, str(path))
             shapes = shapes_of(sizes)
             names = set(file.keys())
@@ -115,6 +124,12 @@ def _read(path: Path, name: str, layout: str, shapes_of: Callable[[dict[str, int
         if not np.isfinite(tensor).all():
             raise ValueError(f"weights: {key!r} of {str(path)!r} has values that are not finite")
     return Weights(name, tensors, sizes, metadata, path)
+
+
+def _check_layout(metadata: dict[str, str], path: Path, layout: str) -> None:
+    found = metadata.get("layout")
+    if found != layout:
+        raise ValueError(f"weights: {str(path)!r} has the layout {found!r}; this version runs {layout!r}")
 
 
 def _is_file(path: Path) -> bool:
