@@ -243,7 +243,7 @@ def cache_features(
     with _one_sentence():
         torch.set_num_threads(threads)
         experiment = _image_experiment(config, nyu, None)
-        images, images_id = training_set(experiment.data, experiment.model, experiment.seed)
+        images, images_id = training_set(experiment.data, experiment.model)
         if images is None:
             raise ValueError(f"{config}: data: images without end can't be cached; say how many, as in images: 2000")
         build_cache(out, HandPoseEstimator.from_config(experiment.model, encoder), images, images_id)

@@ -107,6 +107,8 @@ class ImageDataConfig:
     """Rendered images of a set that stays; 0: new ones without end."""
     variants: int = 1
     """Augmentations of each recorded image, which stay."""
+    seed: int = 0
+    """Of the images that stay; the run's own is that of their order, and of images without end."""
     validation_images: int = 512
 
 

@@ -174,25 +174,25 @@ def measure(model: HandPoseEstimator, images: ImageSet, blob: float, device: tor
     return Errors(before, after, confidence, visible, heatmaps.mean())
 
 
-def training_set(config: ImageDataConfig, model: EstimatorConfig, seed: int) -> tuple[ImageSet | None, str]:
+def training_set(config: ImageDataConfig, model: EstimatorConfig) -> tuple[ImageSet | None, str]:
     """The images that stay, None where there are new ones without end, and what they are in a word."""
     if config.source == "nyu":
-        centres, changes = config.centres.format(split="train") or None, (config.augmentation, config.variants, seed)
+        centres, changes = config.centres.format(split="train") or None, (config.augmentation, config.variants, config.seed)
         items = NyuImages(Path(config.nyu) / "train", model.size, centres, "xyz", *changes)
         rows = range(_training_frames(items, config) * config.variants)
         images = OneByOne(torch.utils.data.Subset(items, rows))
     elif config.images:
-        images = rendered_set(config.render, model.size, model.cube_mm, config.images, seed)
+        images = rendered_set(config.render, model.size, model.cube_mm, config.images, config.seed)
     else:
         return None, ""
-    described = {**asdict(config), "size": model.size, "cube_mm": model.cube_mm, "seed": seed}
+    described = {**asdict(config), "size": model.size, "cube_mm": model.cube_mm}
     return images, json.dumps(described, sort_keys=True)
 
 
-def validation_set(config: ImageDataConfig, model: EstimatorConfig) -> ImageSet:
+def validation_set(config: ImageDataConfig, model: EstimatorConfig, seed: int = VALIDATION_SEED) -> ImageSet:
     """Images that training does not see: rendered ones of another seed, or the last of NYU's training frames, as recorded."""
     if config.source == "rendered":
-        return rendered_set(config.render, model.size, model.cube_mm, config.validation_images, VALIDATION_SEED)
+        return rendered_set(config.render, model.size, model.cube_mm, config.validation_images, seed)
     items = NyuImages(Path(config.nyu) / "train", model.size, config.centres.format(split="train") or None)
     return OneByOne(torch.utils.data.Subset(items, range(_training_frames(items, config), len(items))))
 
@@ -227,7 +227,7 @@ def train(
     validation = validation_set(experiment.data, experiment.model)
     module = EstimatorTraining(experiment, model, stage, validation)
     trainer = experiment.trainer
-    images, images_id = training_set(experiment.data, experiment.model, experiment.seed)
+    images, images_id = training_set(experiment.data, experiment.model)
     if cache is not None:
         if any(p.requires_grad for p in model.encoder.parameters()):
             raise ValueError("--cache: the encoder learns in this stage; its features change with every step")

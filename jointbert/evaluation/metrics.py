@@ -101,3 +101,23 @@ def acceleration_error(prediction: np.ndarray, groundtruth: np.ndarray) -> float
     """
     wrong = np.asarray(prediction, np.float64) - np.asarray(groundtruth, np.float64)
     return float(np.linalg.norm(np.diff(wrong, 2, axis=0), axis=-1).mean())
+
+
+def area_under_roc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """The probability that a positive's score is higher than a negative's, equal ones counting half (Mann and Whitney, 1947).
+
+    Args:
+        scores: ``(N,)``. positive: ``(N,)`` bool.
+
+    Raises:
+        ValueError: shapes that differ, or only positives, or none.
+    """
+    scores, positive = np.asarray(scores), np.asarray(positive, dtype=bool)
+    if scores.ndim != 1 or scores.shape != positive.shape:
+        raise ValueError(f"scores: got the shape {scores.shape} for {positive.shape}; expected two of (N,)")
+    count = int(positive.sum())
+    if count in (0, len(positive)):
+        raise ValueError(f"positive: got {count} of {len(positive)}; expected some of either kind")
+    _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (sizes.cumsum() - (sizes - 1) / 2)[group]
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jointbert.evaluation.metrics import acceleration_error, accuracy, joint_errors, relative_gain
+from jointbert.evaluation.metrics import acceleration_error, accuracy, area_under_roc, joint_errors, relative_gain
 
 
 def test_figures_of_a_pose_computed_by_hand() -> None:
@@ -58,3 +58,18 @@ def test_acceleration_error_by_hand() -> None:
     shaking[1::2, :, 1] = 2.0
     assert acceleration_error(shaking, truth) == pytest.approx(4)
     assert acceleration_error(shaking, shaking) == 0
+
+
+def test_area_under_roc_by_hand() -> None:
+    """Of six pairs, four are in order and one is equal."""
+    scores, positive = np.array([0.9, 0.4, 0.4, 0.1, 0.7]), np.array([True, True, False, False, False])
+    assert area_under_roc(scores, positive) == pytest.approx((3 + 1.5) / 6)
+    assert area_under_roc(-scores, positive) == pytest.approx(1 - 4.5 / 6)
+    rng = np.random.default_rng(0)
+    scores, positive = rng.integers(0, 9, 200), rng.random(200) < 0.3
+    pairs = np.sign(scores[positive][:, None] - scores[~positive][None]).mean() / 2 + 0.5
+    assert area_under_roc(scores, positive) == pytest.approx(pairs)
+    with pytest.raises(ValueError, match="got 0 of 2; expected some of either kind"):
+        area_under_roc(np.zeros(2), np.zeros(2))
+    with pytest.raises(ValueError, match="expected two of"):
+        area_under_roc(np.zeros(2), np.zeros(3))

@@ -102,7 +102,7 @@ def test_table_4_1_s_schedule() -> None:
 @pytest.mark.parametrize("stage", ["encoder", "hourglass", "estimator"])
 def test_gradients_reach_what_a_stage_trains(stage: str, head: str) -> None:
     run = experiment(head=head)
-    images, _ = training_set(run.data, run.model, 0)
+    images, _ = training_set(run.data, run.model)
     assert images is not None
     model = model_of(run)
     assert model.refiner is not None
@@ -129,7 +129,7 @@ def test_thirty_two_images_can_be_learned_by_heart() -> None:
     """To under 2 mm: everything from the heatmaps to the refiner works together."""
     run = dataclasses.replace(experiment(width=32, depth=3), data=ImageDataConfig(images=32, validation_images=8))
     run = dataclasses.replace(run, optim=OptimConfig(ema=0.0))
-    images, _ = training_set(run.data, run.model, 0)
+    images, _ = training_set(run.data, run.model)
     assert images is not None
     model = model_of(run)
     training = EstimatorTraining(run, model, "estimator", images)
@@ -175,7 +175,7 @@ def test_batches_of_a_set_that_stays() -> None:
 
 def test_the_feature_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = experiment()
-    images, name = training_set(run.data, run.model, run.seed)
+    images, name = training_set(run.data, run.model)
     assert images is not None
     model = model_of(run)
     monkeypatch.setattr(feature_cache, "CHUNK", 3)
@@ -231,7 +231,7 @@ def test_the_feature_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_cache_that_would_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = experiment()
-    images, name = training_set(run.data, run.model, 0)
+    images, name = training_set(run.data, run.model)
     assert images is not None
     monkeypatch.setattr(feature_cache, "SPARE_BYTES", 1 << 60)
     with pytest.raises(OSError, match=r"the features of 8 images take 0.0 GiB, and \d+"):
@@ -263,7 +263,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 def test_training_from_a_cache_is_training(tmp_path: Path) -> None:
     """The losses of the same images, live and cached; and a run on a cache ends."""
     run = experiment()
-    images, name = training_set(run.data, run.model, run.seed)
+    images, name = training_set(run.data, run.model)
     assert images is not None
     model = model_of(run)
     build_cache(tmp_path / "cache", model, images, name)

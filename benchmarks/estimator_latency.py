@@ -1,0 +1,74 @@
+"""What does the refiner add to a whole estimator's time on a CPU?
+
+    python benchmarks/estimator_latency.py --threads 1
+
+The thesis's sizes (30.55M parameters, untrained: time does not depend on weights), from depth images of 640 x 480 to joints in
+millimetres, with and without the refiner, by torch and by ONNX Runtime. All interleaved in one run, NumPy in and out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jointbert.bench import cpu_name, interleaved, pin
+from jointbert.camera import NYU
+from jointbert.estimate import Estimator
+
+
+def main(
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,8",
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    seconds: Annotated[float, typer.Option(help="How long to measure each batch size.")] = 60.0,
+) -> None:
+    """Print the table."""
+    import torch
+
+    from jointbert.export.onnx import export_estimator
+    from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    cores = pin(threads)
+    estimators: dict[tuple[str, str], Estimator] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in (("without", replace(EstimatorConfig(), refiner=None)), ("with", EstimatorConfig())):
+            torch.manual_seed(0)
+            path = Path(folder) / f"{name}.safetensors"
+            HandPoseEstimator(config).save(path)
+            export_estimator(path.with_suffix(".onnx"), path)
+            estimators["torch", name] = Estimator(path, threads)
+            estimators["ONNX Runtime", name] = Estimator(path.with_suffix(".onnx"), threads)
+    versions = f"torch {torch.__version__}, ONNX Runtime {importlib.import_module('onnxruntime').__version__}"
+    print(f"{cpu_name()}, cores {cores}, {threads} thread(s); {versions}")
+    print(
+        f"{'batch':>6s} {'runtime':14s}{'refiner':10s}{'p50 ms':>10s}{'p99 ms':>10s}{'the refiner, ms':>18s}{'its share':>12s}"
+    )
+    depth = np.zeros((480, 640), np.float32)
+    depth[180:300, 260:380] = 800
+    for batch in (int(b) for b in batches.split(",")):
+        given = (np.repeat(depth[None], batch, 0), np.array([[0.0, 0, 800]] * batch), NYU)
+        calls = {f"{runtime}|{name}": partial(run, *given) for (runtime, name), run in estimators.items()}
+        times = interleaved(calls, seconds)
+        for runtime in ("torch", "ONNX Runtime"):
+            pair = [np.percentile(times[f"{runtime}|{name}"], (50, 99)) / 1e3 for name in ("without", "with")]
+            added = pair[1][0] - pair[0][0]
+            for name, (p50, p99) in zip(("without", "with"), pair, strict=True):
+                more = f"{added:18.2f}{100 * added / p50:10.1f} %" if name == "with" else ""
+                print(f"{batch:6d} {runtime:14s}{name:10s}{p50:10.1f}{p99:10.1f}{more}", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

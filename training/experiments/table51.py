@@ -1,0 +1,190 @@
+"""Table 5.1 of the thesis on a given data set, at a given size: does a refiner help, and does pre-training help it?
+
+    python -m training.experiments.table51 --config training/configs/estimator/table51.yaml --encoder E --out runs/table51
+
+On one frozen encoder, whose features of a set of images are computed once, and for each of several seeds: an AWR head, no
+refiner, a refiner that was not pre-trained, a pre-trained one; all after the same pre-training of the hourglass. The last two
+again without that pre-training make the thesis's 2 x 2. Each row is trained for as many steps, and measured on images that no
+training saw: mean joint error before and after refinement, of joints that the camera sees and of hidden ones (rendered hands
+know), how well the confidence tells them apart (area under the ROC curve), and the first epoch within 10 % of the best row's
+validation error. Goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+import typer
+from torch import Tensor
+
+from jointbert.evaluation.metrics import area_under_roc
+from jointbert.models.estimator import HandPoseEstimator
+from jointbert.models.refiner import JointRefiner, RefinerConfig, encode
+from training import losses
+from training.config import EstimatorExperiment, read_experiment
+from training.data.feature_cache import build_cache
+from training.data.render import sample_hands
+from training.estimator import load_parts, measure, train, training_set, validation_set
+
+THESIS_MM = {"AWR": 7.70, "no refiner": 7.82, "refiner": 7.86, "pre-trained refiner": 7.55}
+"""Table 5.1, on NYU."""
+TEST_SEED = 800_001
+
+
+class Row(NamedTuple):
+    """One way to train."""
+
+    head: str
+    refiner: bool
+    refiner_trained: bool
+    hourglass_trained: bool
+
+
+ROWS = {
+    "AWR": Row("awr", False, False, True),
+    "no refiner": Row("linear", False, False, True),
+    "refiner": Row("linear", True, False, True),
+    "pre-trained refiner": Row("linear", True, True, True),
+    "refiner, hourglass not pre-trained": Row("linear", True, False, False),
+    "pre-trained refiner, hourglass not pre-trained": Row("linear", True, True, False),
+}
+
+
+def pretrain_refiner(config: RefinerConfig, steps: int, noise_mm: float, seed: int, path: Path) -> None:
+    """Table 4.2 on poses of the procedural hand: joints perturbed by Gaussian noise, and some masked; L2 loss; Adam, a warm-up,
+    a cosine. The confidence is simulated: half of the poses have one, the lower a joint's, the larger its noise."""
+    if path.is_file():
+        return
+    torch.manual_seed(seed)
+    g = torch.Generator().manual_seed(seed)
+    model = JointRefiner(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    warm_up = min(100, steps // 10)
+    linear = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, 1.0, warm_up)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warm_up)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [linear, cosine], [warm_up])
+    for _ in range(steps):
+        true = sample_hands(128, g).joints
+        noise = noise_mm * torch.randn(true.shape, generator=g) * 2 * torch.rand(len(true), 1, 1, generator=g)
+        observed = torch.rand(true.shape[:2], generator=g) > 0.1
+        known = torch.rand(len(true), 1, generator=g) < 0.5
+        confidence = torch.where(known, torch.exp(-noise.norm(dim=-1) / 30), torch.nan)
+        features, mean = encode(true + noise, observed, confidence, torch.full_like(confidence, torch.nan))
+        start = torch.where(observed.unsqueeze(-1), true + noise, mean)
+        loss = losses.l2(model(features), (true - start) / 100)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.save(path)
+
+
+def run_row(
+    experiment: EstimatorExperiment, row: Row, encoder: Path, cache: Path, out: Path, parts: Path, threads: int
+) -> None:
+    """Trains one row, or goes on."""
+    head = "awr" if row.head == "awr" else "linear"
+    model_config = replace(experiment.model, head=head, refiner=experiment.model.refiner if row.refiner else None)  # type: ignore[arg-type]
+    experiment = replace(experiment, model=model_config)
+    model = HandPoseEstimator.from_config(model_config, encoder, parts / "refiner.safetensors" if row.refiner_trained else None)
+    if row.hourglass_trained:
+        load_parts(model, parts / f"hourglass-{head}" / "estimator.safetensors", ("top_down", "hourglass"))
+    train(experiment, "estimator", model, out, True, threads, 1, cache)
+
+
+def curve(folder: Path) -> list[float]:
+    """Validation errors of a run, epoch by epoch."""
+    import csv
+
+    with open(next((folder / "csv").rglob("metrics.csv")), encoding="utf-8") as file:
+        return [float(line["val/after_mm"]) for line in csv.DictReader(file) if line.get("val/after_mm")]
+
+
+def figures(model: HandPoseEstimator, experiment: EstimatorExperiment, folder: Path) -> dict[str, float]:
+    """What the table says of a row."""
+    test = replace(experiment.data, validation_images=4 * experiment.data.validation_images)
+    found = measure(model, validation_set(test, experiment.model, TEST_SEED), experiment.loss.blob)
+    hidden = ~found.visible
+    result = {"before_mm": mean(found.before), "after_mm": mean(found.after), "best_validation_mm": min(curve(folder))}
+    if hidden.any():
+        for name, rows in (("visible", found.visible), ("hidden", hidden)):
+            result |= {f"before_{name}_mm": mean(found.before[rows]), f"after_{name}_mm": mean(found.after[rows])}
+        result["auc"] = area_under_roc(1 - found.confidence.flatten().numpy(), hidden.flatten().numpy())
+    return result
+
+
+def mean(values: Tensor) -> float:
+    """As a number."""
+    return float(values.mean())
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="Experiment, with a number of images that stay.", exists=True, dir_okay=False)],
+    encoder: Annotated[Path, typer.Option(help="An estimator whose encoder is trained.", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder for runs and results.", file_okay=False)],
+    seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
+    refiner_steps: Annotated[int, typer.Option(help="Of the refiner's pre-training.", min=20)] = 2000,
+    noise_mm: Annotated[float, typer.Option(help="Standard deviation of its noise.", min=0)] = 10.0,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+) -> None:
+    """Train every row for every seed, and print the table."""
+    torch.set_num_threads(threads)
+    base = read_experiment(config, EstimatorExperiment)
+    images, images_id = training_set(base.data, base.model)
+    if images is None or base.model.refiner is None:
+        typer.echo(f"Error: {config}: expected a set of images that stays (data: images: N) and a refiner", err=True)
+        raise typer.Exit(2)
+    cache = out / "features"
+    build_cache(cache, HandPoseEstimator.from_config(base.model, encoder), images, images_id)
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for seed in (int(s) for s in seeds.split(",")):
+        experiment = replace(base, seed=seed)
+        parts = out / f"seed{seed}"
+        parts.mkdir(parents=True, exist_ok=True)
+        pretrain_refiner(base.model.refiner, refiner_steps, noise_mm, seed, parts / "refiner.safetensors")
+        for head in ("linear", "awr"):
+            folder = parts / f"hourglass-{head}"
+            if not (folder / "estimator.safetensors").is_file():
+                only = replace(experiment, model=replace(base.model, head=head, refiner=None))  # type: ignore[arg-type]
+                torch.manual_seed(seed)
+                train(only, "hourglass", HandPoseEstimator.from_config(only.model, encoder), folder, True, threads, 1, cache)
+        for name, row in ROWS.items():
+            folder = folder_of(parts, name)
+            if not (folder / "estimator.safetensors").is_file():
+                torch.manual_seed(seed)
+                run_row(experiment, row, encoder, cache, folder, parts, threads)
+            model = HandPoseEstimator.load(folder / "estimator.safetensors")
+            results.setdefault(name, {})[str(seed)] = figures(model, replace(experiment, model=model.config), folder)
+        goal = 1.1 * min(by_seed[str(seed)]["best_validation_mm"] for by_seed in results.values())
+        for name in ROWS:
+            reached = [epoch for epoch, error in enumerate(curve(folder_of(parts, name)), 1) if error <= goal]
+            results[name][str(seed)]["epochs_to_goal"] = float(reached[0]) if reached else float("nan")
+        (out / "table51.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print_table(results)
+
+
+def folder_of(parts: Path, name: str) -> Path:
+    """A row's."""
+    return parts / name.replace(", ", "-").replace(" ", "-")
+
+
+def print_table(results: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Means over the seeds, and half the range."""
+    columns = ["before_mm", "after_mm", "before_visible_mm", "after_visible_mm", "before_hidden_mm", "after_hidden_mm", "auc"]
+    columns += ["epochs_to_goal"]
+    print(f"{'':48s}" + "".join(f"{c.removesuffix('_mm'):>18s}" for c in columns) + f"{'thesis':>10s}")
+    for name, by_seed in results.items():
+        cells = ""
+        for column in columns:
+            values = torch.tensor([r.get(column, float("nan")) for r in by_seed.values()])
+            cells += f"{values.nanmean():11.2f} ± {(values.max() - values.min()) / 2:4.2f}"
+        print(f"{name:48s}{cells}{THESIS_MM.get(name, float('nan')):10.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(typer.run(main))
