@@ -412,7 +412,7 @@ def info(weights: WeightsOption = "nyu14") -> None:
                 state = f"not available: {error}"
             typer.echo(f"backend {name}: {state}")
         parameters = sum(tensor.size for tensor in loaded.tensors.values())
-        typer.echo(f"weights {weights}: {parameters / 1e6:.2f}M parameters")
+        typer.echo(f"weights {weights}" + (f": {parameters / 1e6:.2f}M parameters" if parameters else " (ONNX)"))
         for key, value in sorted(loaded.metadata.items()):
             typer.echo(f"  {key}: {value}")
         try:

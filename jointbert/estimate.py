@@ -68,6 +68,8 @@ class Estimator:
         Raises:
             ValueError: shapes, a centre outside the image, no reading within the cube. TypeError: dtypes.
         """
+        if not isinstance(camera, Camera):
+            raise TypeError(f"camera: got {type(camera).__name__}; expected a jointbert.camera.Camera")
         images = np.asarray(images)
         channels = 1 if self.image == "depth" else 3
         if images.ndim == 3 and self.image == "depth":
@@ -89,11 +91,14 @@ class Estimator:
                     f"centres: that of image {i} falls on pixel ({u:.0f}, {v:.0f}), outside of its {w} x {h} pixels: is it in "
                     "millimetres, in the camera frame, and the camera that of the images?"
                 )
-        sides = np.broadcast_to(np.asarray(left, dtype=bool), (n,))
+        sides = np.asarray(left)
+        if sides.dtype != bool or sides.shape not in ((), (n,)):
+            raise ValueError(f"left: got {sides.dtype} of the shape {sides.shape}; expected bool, one or ({n},)")
+        sides = np.broadcast_to(sides, (n,))
         intrinsics = np.broadcast_to(np.array([camera.fx, camera.fy, camera.cx, camera.cy], np.float32), (n, 4))
         found = self._model(images.astype(np.float32), centres, intrinsics, sides)
         if self.image == "depth":
-            empty = (found.crops >= 1).reshape(n, -1).all(1)
+            empty = (found.crops >= 1).all((1, 2, 3))
             if empty.any():
                 raise ValueError(
                     f"images: there is no depth within the cube around the centre of image {int(np.flatnonzero(empty)[0])}"

@@ -55,7 +55,7 @@ def _read(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image)
     except ImportError:
-        raise ImportError('images need pillow; pip install "jointbert[estimator]"') from None
+        raise ImportError("images need pillow; pip install pillow") from None
     except Exception as error:  # pillow has a dozen for what a broken file can do
         raise ValueError(f"{path}: no readable image ({error})") from None
 

@@ -72,6 +72,11 @@ def test_onnx_equals_torch(files: Path, kind: str, batch: int, h: int, w: int) -
         assert np.abs(torch_s.refined - torch_s.joints).max() > 0.1
 
 
+def test_no_images(files: Path) -> None:
+    found = Estimator(files / "linear.safetensors")(np.zeros((0, 480, 640), np.float32), np.zeros((0, 3)), NYU)
+    assert found.refined.shape == (0, 14, 3)
+
+
 def test_it_is_the_module(files: Path) -> None:
     images, centres = scene(2)
     found = Estimator(files / "linear.safetensors")(images[:, None], centres, NYU)
@@ -106,6 +111,8 @@ print(Estimator({str(files / "linear.onnx")!r})(depth[None], np.array([[0, 0, 80
         ({"images": np.zeros((2, 480, 640))}, ValueError, "no depth within the cube around the centre of image 0"),
         ({"centres": np.zeros((1, 3))}, ValueError, r"centres: got the shape \(1, 3\); expected \(2, 3\)"),
         ({"centres": np.array([[0, 0, 800], [0, 0, np.nan]])}, ValueError, "for image 1; expected x y z in front"),
+        ({"camera": (588, 587, 320, 240)}, TypeError, "camera: got tuple; expected a jointbert.camera.Camera"),
+        ({"left": [True]}, ValueError, r"left: got bool of the shape \(1,\); expected bool, one or \(2,\)"),
         ({"centres": np.array([[0, 0, 0.8], [0.9, 0, 0.8]])}, ValueError, r"that of image 1 falls on pixel \(982, 240\)"),
     ],
 )

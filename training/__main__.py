@@ -28,7 +28,7 @@ def _one_sentence() -> Iterator[None]:
     """Bad input ends in a sentence and exit code 2."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(2) from None
 
@@ -162,11 +162,14 @@ def pretrain_encoder(
     processes: Processes = 1,
 ) -> None:
     """Pre-trains encoder and hourglass on images, where ImageNet's weights can't be had."""
+    import torch
+
     from jointbert.models.estimator import HandPoseEstimator
     from training.estimator import train
 
     with _one_sentence():
         experiment = _image_experiment(config, nyu, epochs)
+        torch.manual_seed(experiment.seed)
         model = HandPoseEstimator(experiment.model)
         train(experiment, "encoder", model, out, resume, threads, processes)
     typer.echo(f"wrote {out / ESTIMATOR}")
@@ -185,11 +188,14 @@ def pretrain_hourglass(
     processes: Processes = 1,
 ) -> None:
     """Pre-trains the hourglass on a frozen encoder (thesis, table 4.1)."""
+    import torch
+
     from jointbert.models.estimator import HandPoseEstimator
     from training.estimator import train
 
     with _one_sentence():
         experiment = _image_experiment(config, nyu, epochs)
+        torch.manual_seed(experiment.seed)
         model = HandPoseEstimator.from_config(experiment.model, encoder)
         train(experiment, "hourglass", model, out, resume, threads, processes, cache)
     typer.echo(f"wrote {out / ESTIMATOR}")
@@ -210,17 +216,20 @@ def train(
     processes: Processes = 1,
 ) -> None:
     """Trains the estimator end to end (thesis, table 4.3); with --encoder random the encoder, too, which is not frozen then."""
+    import torch
+
     from jointbert.models.estimator import HandPoseEstimator
-    from training.estimator import load_parts
+    from training.estimator import hourglass_parts, load_parts
     from training.estimator import train as train_estimator
 
     with _one_sentence():
         experiment = _image_experiment(config, nyu, epochs)
+        torch.manual_seed(experiment.seed)
         model = HandPoseEstimator.from_config(experiment.model, None if encoder == "random" else encoder, refiner)
         if encoder == "random":
             model.encoder.thaw()
         if hourglass is not None:
-            load_parts(model, hourglass, ("top_down", "hourglass"))
+            load_parts(model, hourglass, hourglass_parts(model))
         train_estimator(experiment, "estimator", model, out, resume, threads, processes, cache)
     typer.echo(f"wrote {out / ESTIMATOR}")
 

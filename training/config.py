@@ -101,7 +101,8 @@ class ImageDataConfig:
     nyu: str = "../nyu"
     """Folder of the NYU Hand Pose data set, with ``train`` and ``test`` in it."""
     centres: str = ""
-    """Files of hand centres in NYU's folders, ``train`` and ``test`` put in for ``{split}``; empty: centres of mass."""
+    """Files of hand centres for NYU's images, ``train`` and ``test`` put in for ``{split}``; empty: centres of mass."""
+    centre_format: Literal["xyz", "uvd"] = "xyz"
     augmentation: Augmentation = field(default_factory=Augmentation)
     images: int = 0
     """Rendered images of a set that stays; 0: new ones without end."""
@@ -125,6 +126,8 @@ class EstimatorLossConfig:
     """Lambda 2, of absolute errors in units of 100 mm, weighted by 1 / C."""
     floor: float = 0.05
     """C is not taken for less in 1 / C."""
+    sigma: float = 0.01
+    """Of what keeps the refiner's sigma honest, which the thesis has not."""
 
 
 @dataclass(frozen=True)

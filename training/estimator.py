@@ -25,7 +25,9 @@ from training.fit import Training, fit, read_checkpoint
 
 Stage = Literal["encoder", "hourglass", "estimator"]
 COMMANDS: dict[Stage, str] = {"encoder": "pretrain-encoder", "hourglass": "pretrain-hourglass", "estimator": "train"}
-VALIDATION_SEED = 900_001
+VALIDATION_SEED, TEST_SEED = 900_001, 800_001
+TEST_IMAGES = 4
+"""Times as many as for validation, where they are rendered."""
 VALIDATION_BATCH = 32
 
 
@@ -51,6 +53,10 @@ class EstimatorTraining(Training[HandPoseEstimator]):
         self.stage = stage
         self.validation = validation
 
+    def compile_model(self) -> None:
+        self.model.top_down.compile()
+        self.model.hourglass.compile()
+
     def training_step(self, batch: Batch, _: int) -> Tensor:
         terms = self.terms(batch)
         for name, value in terms.items():
@@ -71,8 +77,7 @@ class EstimatorTraining(Training[HandPoseEstimator]):
         else:
             assert isinstance(model.regression, AdaptiveWeighting)
             points = torch.cat([(uv + 0.5) * 2 / crop.size - 1, depth.unsqueeze(-1)], -1)
-            surface = torch.nn.functional.interpolate(images.crops, size=dense.heatmaps.shape[-2:], mode="nearest")
-            closeness, directions, near = model.regression.targets(points, surface)
+            closeness, directions, near = model.regression.targets(points, model.surface(images.crops))
             heatmaps = losses.adaptive_weighting_loss(dense.heatmaps, dense.directions, closeness, directions, near)
         terms = {"heatmaps": heatmaps, "loss": config.heatmaps * heatmaps}
         if self.stage != "estimator":
@@ -81,10 +86,14 @@ class EstimatorTraining(Training[HandPoseEstimator]):
         terms["joints"] = losses.joint_loss(joints, images.joints)
         terms["loss"] = terms["loss"] + config.joints * terms["joints"]
         if model.refiner is not None:
-            refined, sigma = model.refine(joints, dense.joints.confidence.float())
-            terms["refined"] = losses.refinement_loss(refined, images.joints, dense.joints.confidence, config.floor)
-            terms["sigma"] = losses.sigma_loss(refined, images.joints, sigma)
-            terms["loss"] = terms["loss"] + config.refined * terms["refined"] + 0.01 * terms["sigma"]
+            confidence = dense.joints.confidence.float()
+            refined, _ = model.refine(joints, confidence)
+            terms["refined"] = losses.refinement_loss(refined, images.joints, confidence, config.floor)
+            terms["loss"] = terms["loss"] + config.refined * terms["refined"]
+            if config.sigma:  # of joints that it can't move to where it would be right
+                refined, sigma = model.refine(joints.detach(), confidence.detach())
+                terms["sigma"] = losses.sigma_loss(refined, images.joints, sigma)
+                terms["loss"] = terms["loss"] + config.sigma * terms["sigma"]
         return terms
 
     def validation_step(self, _: Any, __: int) -> None:
@@ -177,24 +186,46 @@ def measure(model: HandPoseEstimator, images: ImageSet, blob: float, device: tor
 def training_set(config: ImageDataConfig, model: EstimatorConfig) -> tuple[ImageSet | None, str]:
     """The images that stay, None where there are new ones without end, and what they are in a word."""
     if config.source == "nyu":
-        centres, changes = config.centres.format(split="train") or None, (config.augmentation, config.variants, config.seed)
-        items = NyuImages(Path(config.nyu) / "train", model.size, centres, "xyz", *changes)
+        items = _nyu(config, model, "train", config.augmentation, config.variants, config.seed)
         rows = range(_training_frames(items, config) * config.variants)
         images = OneByOne(torch.utils.data.Subset(items, rows))
     elif config.images:
         images = rendered_set(config.render, model.size, model.cube_mm, config.images, config.seed)
     else:
         return None, ""
-    described = {**asdict(config), "size": model.size, "cube_mm": model.cube_mm}
+    described = {
+        "source": config.source,
+        "count": len(images),
+        "size": model.size,
+        "cube_mm": model.cube_mm,
+        "seed": config.seed,
+    }
+    if config.source == "rendered":
+        described["render"] = asdict(config.render)
+    else:
+        described |= {"augmentation": asdict(config.augmentation), "variants": config.variants, "annotations": items.digest()}
     return images, json.dumps(described, sort_keys=True)
 
 
-def validation_set(config: ImageDataConfig, model: EstimatorConfig, seed: int = VALIDATION_SEED) -> ImageSet:
+def _nyu(config: ImageDataConfig, model: EstimatorConfig, split: str, *changes: Any) -> NyuImages:
+    centres = config.centres.replace("{split}", split) or None
+    folder = Path(config.nyu) / split
+    return NyuImages(folder, model.size, centres, config.centre_format, *changes, test=split == "test", cube_mm=model.cube_mm)
+
+
+def validation_set(config: ImageDataConfig, model: EstimatorConfig) -> ImageSet:
     """Images that training does not see: rendered ones of another seed, or the last of NYU's training frames, as recorded."""
     if config.source == "rendered":
-        return rendered_set(config.render, model.size, model.cube_mm, config.validation_images, seed)
-    items = NyuImages(Path(config.nyu) / "train", model.size, config.centres.format(split="train") or None)
+        return rendered_set(config.render, model.size, model.cube_mm, config.validation_images, VALIDATION_SEED)
+    items = _nyu(config, model, "train")
     return OneByOne(torch.utils.data.Subset(items, range(_training_frames(items, config), len(items))))
+
+
+def test_set(config: ImageDataConfig, model: EstimatorConfig) -> ImageSet:
+    """Images that neither training nor the choice of a checkpoint saw: rendered ones of yet another seed, NYU's test split."""
+    if config.source == "nyu":
+        return OneByOne(_nyu(config, model, "test"))
+    return rendered_set(config.render, model.size, model.cube_mm, TEST_IMAGES * config.validation_images, TEST_SEED)
 
 
 def _training_frames(items: NyuImages, config: ImageDataConfig) -> int:
@@ -222,6 +253,8 @@ def train(
     Raises:
         ValueError: what can't be: a random frozen encoder, a cache of something else, a set smaller than a batch.
     """
+    if experiment.model.image != "depth":
+        raise ValueError(f"model: image: got {experiment.model.image!r}; rendered and NYU's images are depth")
     torch.set_num_threads(threads)
     L.seed_everything(experiment.seed)
     validation = validation_set(experiment.data, experiment.model)
@@ -261,6 +294,12 @@ def export_estimator(checkpoint: Path, out: Path) -> None:
     source = experiment["data"]["source"]
     about = {"name": experiment["name"], "seed": experiment["seed"], "steps": run["steps"], "trained_on": f"{source} hands"}
     model.save(out, {key: str(value) for key, value in about.items()})
+
+
+def hourglass_parts(model: HandPoseEstimator) -> tuple[str, ...]:
+    """What pre-training the hourglass trains: of an AWR head, its directions, too."""
+    awr = isinstance(model.regression, AdaptiveWeighting)
+    return ("top_down", "hourglass", "regression") if awr else ("top_down", "hourglass")
 
 
 def load_parts(model: HandPoseEstimator, path: Path, parts: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,11 @@ class Training(L.LightningModule, Generic[Model]):
         if self.average is not None:
             self.average.requires_grad_(False)
         if experiment.trainer.compile:
-            self.model.compile()
+            self.compile_model()
+
+    def compile_model(self) -> None:
+        """Compiles what a training step calls."""
+        self.model.compile()
 
     @property
     def best_model(self) -> Model:
@@ -101,8 +106,20 @@ def fit(module: Training[Any], stream: Stream, out: Path, resume: bool, processe
     """Trains, or goes on; returns the best checkpoint by validation score. ``processes`` of this machine share each step (DDP);
     under ``torchrun``, those that it started.
 
-    Checkpoints: ``out/last.ckpt`` after each validation, ``out/best-*.ckpt``; logs: ``out/csv`` and ``out/tensorboard``.
+    Checkpoints: ``out/last.ckpt`` after each validation, ``out/best-*.ckpt``; logs: ``out/csv``, a folder for each start, and
+    ``out/tensorboard``.
+
+    Raises:
+        ValueError: there is a run of something else in ``out``.
     """
+    last = out / "last.ckpt"
+    checkpoint = last if resume and last.is_file() else None
+    if checkpoint is not None:
+        _check_same(checkpoint, module)
+    devices, nodes = processes, 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
     experiment = module.experiment
     checkpoint_callback = partial(L.pytorch.callbacks.ModelCheckpoint, out, auto_insert_metric_name=False)
     best = checkpoint_callback(monitor="val/score", mode="max", save_top_k=3, filename="best-{epoch}")
@@ -111,23 +128,47 @@ def fit(module: Training[Any], stream: Stream, out: Path, resume: bool, processe
         default_root_dir=out,
         max_epochs=experiment.trainer.epochs,
         accelerator="auto",
-        devices=processes,
-        strategy="auto" if processes == 1 else "ddp",
+        devices=devices,
+        num_nodes=nodes,
+        strategy="auto" if devices * nodes == 1 else "ddp",
         use_distributed_sampler=False,
         precision=experiment.trainer.precision,  # type: ignore[arg-type]
         gradient_clip_val=experiment.optim.clip or None,
         reload_dataloaders_every_n_epochs=1,
         check_val_every_n_epoch=experiment.trainer.validate_every,
         callbacks=[best, latest, L.pytorch.callbacks.LearningRateMonitor()],
-        logger=[L.pytorch.loggers.CSVLogger(out, "csv", ""), L.pytorch.loggers.TensorBoardLogger(out, "tensorboard", "")],
+        logger=[L.pytorch.loggers.CSVLogger(out, "csv"), L.pytorch.loggers.TensorBoardLogger(out, "tensorboard", "")],
         log_every_n_steps=50,
         num_sanity_val_steps=0,
     )
-    last = out / "last.ckpt"
-    checkpoint = last if resume and last.is_file() else None
     # The checkpoint is our own, with plain numbers and tensors only.
     trainer.fit(module, StreamData(stream), ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     return Path(best.best_model_path or last)
+
+
+def _check_same(checkpoint: Path, module: Training[Any]) -> None:
+    saved = _load(checkpoint).get("hyper_parameters", {})
+    for what, theirs, ours in (
+        ("stage", saved.get("stage"), module.hparams.get("stage")),
+        ("model", saved.get("experiment", {}).get("model"), asdict(module.experiment.model)),
+    ):
+        if theirs != ours:
+            raise ValueError(
+                f"{checkpoint.parent}: there is a run of another {what} ({theirs}; this is {ours}); choose another --out, or "
+                "--no-resume"
+            )
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch, pickle and zipfile each have their own
+        raise ValueError(f"{checkpoint}: no readable checkpoint ({' '.join(str(error).split())[:100]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{checkpoint}: no checkpoint")
+    return content
 
 
 def read_checkpoint(checkpoint: Path, command: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -136,7 +177,7 @@ def read_checkpoint(checkpoint: Path, command: str) -> tuple[dict[str, torch.Ten
     Raises:
         ValueError: not a checkpoint of ``command``.
     """
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    content = _load(checkpoint)
     try:
         experiment, state = content["hyper_parameters"]["experiment"], content["state_dict"]
     except (KeyError, TypeError):

@@ -40,3 +40,6 @@ HISTORY_FRAMES = 512
 """A stream takes bone lengths and roughness from so many last frames."""
 ROUGHNESS_FLOOR_MM = 0.1
 """Added to a joint's acceleration (mm per frame squared) before its logarithm is averaged."""
+
+ESTIMATOR_LAYOUT = "estimator14"
+"""Written into an estimator's file; another is refused."""

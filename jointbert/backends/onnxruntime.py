@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from jointbert.backends.base import Batch, Result, SequenceBackend
+from jointbert.backends.layout import ESTIMATOR_LAYOUT
 from jointbert.estimate import Estimated
 from jointbert.weights import Weights
 
-ESTIMATOR_LAYOUT = "estimator14"
-"""As in `jointbert.models.estimator`, which needs torch."""
+CHUNK = 1024
+"""Poses that the session sees at a time: its memory grows with them."""
 
 
 class OnnxBackend:
@@ -35,8 +36,8 @@ class OnnxBackend:
         return Result(*_core.run_by(self._network, *arguments(batch)))
 
     def _network(self, features: np.ndarray) -> np.ndarray:
-        output: np.ndarray = self.session.run(["output"], {"features": features})[0]
-        return output
+        pieces = (features[i : i + CHUNK] for i in range(0, len(features), CHUNK))
+        return np.concatenate([self.session.run(["output"], {"features": piece})[0] for piece in pieces])
 
     def sequence(self, weights: Weights) -> SequenceBackend:
         raise ValueError("backend: 'onnxruntime' refines single frames alone; sequences and persons are for 'native'")

@@ -16,6 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from jointbert.backends.layout import ESTIMATOR_LAYOUT
 from jointbert.estimate import Estimated
 from jointbert.models.refiner import JointRefiner
 from jointbert.weights import load_weights
@@ -45,7 +46,7 @@ def export_estimator(path: str | Path, estimator: str | os.PathLike[str]) -> Non
     Raises:
         ValueError: not the file of an estimator. OSError: a file can't be read, or written.
     """
-    from jointbert.models.estimator import LAYOUT, HandPoseEstimator
+    from jointbert.models.estimator import HandPoseEstimator
     from jointbert.models.regression import LinearDepth
 
     model = HandPoseEstimator.load(estimator)
@@ -61,7 +62,7 @@ def export_estimator(path: str | Path, estimator: str | os.PathLike[str]) -> Non
     batch = torch.export.Dim("batch", min=1)
     height, width = torch.export.Dim("height", min=2, max=8192), torch.export.Dim("width", min=2, max=8192)
     shapes = {"images": {0: batch, 2: height, 3: width}, "centres": {0: batch}, "camera": {0: batch}, "left": {0: batch}}
-    metadata = {"layout": LAYOUT, "config": json.dumps(asdict(model.config))}
+    metadata = {"layout": ESTIMATOR_LAYOUT, "config": json.dumps(asdict(model.config))}
     _export(_Whole(model), example, shapes, list(Estimated._fields), metadata, path)
 
 

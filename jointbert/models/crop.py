@@ -71,12 +71,12 @@ class Crop:
 
     def to_image(self, uv: Tensor) -> Tensor:
         """``(B, N, 2)`` crop pixels to image pixels."""
-        turned = (uv - (self.size - 1) / 2) @ self.turn.mT
+        turned = _product(uv - (self.size - 1) / 2, self.turn)
         return self.middle.unsqueeze(1) + turned * self.scale.unsqueeze(1)
 
     def from_image(self, uv: Tensor) -> Tensor:
         """``(B, N, 2)`` image pixels to crop pixels."""
-        return ((uv - self.middle.unsqueeze(1)) / self.scale.unsqueeze(1)) @ self.turn + (self.size - 1) / 2
+        return _product((uv - self.middle.unsqueeze(1)) / self.scale.unsqueeze(1), self.turn.mT) + (self.size - 1) / 2
 
     def to_xyz(self, uv: Tensor, depth: Tensor) -> Tensor:
         """``(B, N, 2)`` crop pixels and ``(B, N)`` depth in half-cubes to ``(B, N, 3)`` millimetres in the camera frame."""
@@ -110,3 +110,8 @@ class Crop:
         places = self.to_image(torch.stack([u, v], -1).view(1, -1, 2)).view(-1, self.size, self.size, 2)
         edges = torch.stack([(2 * places[..., 0] + 1) / w, (2 * places[..., 1] + 1) / h], -1) - 1  # -1, 1: the image's edges
         return F.grid_sample(images, edges.to(images.dtype), mode=mode, padding_mode="zeros", align_corners=False)
+
+
+def _product(points: Tensor, matrix: Tensor) -> Tensor:
+    """``(B, N, 2)`` points times ``(B, 2, 2)``. Written out: under autocast a matrix product has the precision of bfloat16."""
+    return (points.unsqueeze(-2) * matrix.unsqueeze(1)).sum(-1)

@@ -130,7 +130,7 @@ def _renamed(
     given: dict[str, Tensor], expected: dict[str, Tensor], source: str | os.PathLike[str], backbone: str
 ) -> dict[str, Tensor]:
     """torchvision's names, or ours with or without what stands before them in a larger model, to the trunk's."""
-    found = {}
+    found = {"trained": torch.ones((), dtype=torch.uint8)}  # torchvision's are; ours say
     for name, value in given.items():
         name = name.removeprefix("encoder.").removeprefix("trunk.")
         for old, new in _STEM.items():
@@ -138,7 +138,8 @@ def _renamed(
                 name = new + name.removeprefix(old)
         if name in expected:
             found[name] = value
-    found["trained"] = torch.ones((), dtype=torch.uint8)
+    if not found["trained"]:
+        raise ValueError(f"{source}: its encoder has learned nothing yet")
     # Batch norm's counters are not in every file, and nothing reads them.
     found |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in found}
     missing = [k for k, v in expected.items() if k not in found or found[k].shape != v.shape]

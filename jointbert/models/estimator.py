@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jointbert.backends.layout import ESTIMATOR_LAYOUT
 from jointbert.camera import Camera
 from jointbert.models.crop import Crop
 from jointbert.models.encoder import STRIDE, Backbone, TopDown, Trunk
@@ -21,8 +22,6 @@ from jointbert.models.hourglass import Hourglass
 from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
 from jointbert.models.regression import AdaptiveWeighting, CropJoints, LinearDepth
 
-LAYOUT = "estimator14"
-"""Written into an estimator's file; another is refused."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -172,6 +171,8 @@ class HandPoseEstimator(nn.Module):
             ValueError: shapes, centres outside the image, no reading within the cube. TypeError: dtypes.
         """
         self.check(images, centres)
+        if left is not None and (left.dtype != torch.bool or tuple(left.shape) != (images.shape[0],)):
+            raise ValueError(f"left: got {left.dtype} of the shape {tuple(left.shape)}; expected bool ({images.shape[0]},)")
         crop = Crop.around(centres.float(), camera, self.config.cube_mm if cube_mm is None else cube_mm, self.config.size)
         self.check_centres(images, crop)
         found = self._estimate(images.float(), crop, left)
@@ -225,6 +226,9 @@ class HandPoseEstimator(nn.Module):
 
     def encode(self, crops: Tensor) -> list[Tensor]:
         """The frozen part: crops ``(B, 1, S, S)`` in half-cubes, or ``(B, 3, S, S)`` RGB, to the encoder's four maps."""
+        channels = 1 if self.config.image == "depth" else 3
+        if crops.shape[1] != channels:
+            raise ValueError(f"crops: got the shape {tuple(crops.shape)}; expected (B, {channels}, S, S)")
         if self.config.image == "rgb":
             mean, std = (crops.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
             return list(self.encoder((crops - mean) / std))
@@ -239,9 +243,12 @@ class HandPoseEstimator(nn.Module):
         features, heatmaps = self.hourglass(self.top_down(maps))
         if isinstance(self.regression, LinearDepth):
             return Dense(self.regression(heatmaps), heatmaps, None)
-        small = F.interpolate(crops, size=heatmaps.shape[-2:], mode="nearest")
-        joints, directions = self.regression(features, heatmaps, small)
+        joints, directions = self.regression(features, heatmaps, self.surface(crops))
         return Dense(joints, heatmaps, directions)
+
+    def surface(self, crops: Tensor) -> Tensor:
+        """``(B, 1, S / 4, S / 4)``: the crop's depth at the heatmaps' pixels, of the nearest of its own."""
+        return F.interpolate(crops, size=(self.config.heatmap_size,) * 2, mode="nearest-exact")
 
     def to_xyz(self, joints: CropJoints, crop: Crop) -> Tensor:
         """``(B, 14, 3)`` millimetres in the camera frame."""
@@ -268,7 +275,7 @@ class HandPoseEstimator(nn.Module):
 
         tensors = {key: value.detach().contiguous() for key, value in self.state_dict().items()}
         config = json.dumps(asdict(self.config))
-        save_file(tensors, path, metadata={"layout": LAYOUT, "config": config, **(metadata or {})})
+        save_file(tensors, path, metadata={"layout": ESTIMATOR_LAYOUT, "config": config, **(metadata or {})})
         Path(path).chmod(0o644)  # safetensors leaves it to the owner alone
 
     @classmethod
@@ -285,8 +292,10 @@ class HandPoseEstimator(nn.Module):
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("layout") != LAYOUT:
-                    raise ValueError(f"{path}: the layout {metadata.get('layout')!r} is not an estimator's, {LAYOUT!r}")
+                if metadata.get("layout") != ESTIMATOR_LAYOUT:
+                    raise ValueError(
+                        f"{path}: the layout {metadata.get('layout')!r} is not an estimator's, {ESTIMATOR_LAYOUT!r}"
+                    )
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             model = cls(EstimatorConfig.of(json.loads(metadata["config"])))
             model.load_state_dict(tensors)
@@ -306,8 +315,10 @@ def _read_config(path: Path) -> Mapping[str, Any]:
             import yaml
 
             content = yaml.safe_load(text)
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"{path}: can't be read ({error})") from None
+    except OSError:
+        raise
+    except Exception as error:  # yaml's errors are of no common kind
+        raise ValueError(f"{path}: can't be read ({' '.join(str(error).split())})") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a mapping")
     return content

@@ -131,7 +131,7 @@ def _(
     maps = heatmaps.contiguous()
     head = (weight.to(maps.dtype).contiguous(), bias.float().contiguous())
     results = (*_results(maps), _depth_of(maps))
-    memory = maps.new_empty(kernels.soft_argmax_depth_memory(len(maps)), dtype=torch.uint8)
+    memory = maps.new_empty(kernels.soft_argmax_depth_memory(maps.shape[0]), dtype=torch.uint8)
     with torch.cuda.device(maps.device):
         pointers = (*_addresses((*head, *results, memory)), torch.cuda.current_stream().cuda_stream)
         call(kernels.soft_argmax_depth, *_sizes(maps), mode == "soft", beta, window, *pointers)
@@ -163,7 +163,7 @@ def _results(heatmaps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _depth_of(heatmaps: Tensor) -> Tensor:
-    return heatmaps.new_empty((len(heatmaps), NUM_JOINTS), dtype=_wide(heatmaps))
+    return heatmaps.new_empty((heatmaps.shape[0], NUM_JOINTS), dtype=_wide(heatmaps))
 
 
 @torch.library.custom_op("jointbert::soft_argmax_backward", mutates_args=(), device_types="cpu")

@@ -121,6 +121,10 @@ class JointRefiner(nn.Module):
         from jointbert.weights import load_weights
 
         loaded = load_weights(weights)
+        if not loaded.tensors:
+            raise ValueError(
+                f"weights: {str(loaded.path)!r} is for ONNX Runtime; expected a shipped name or a .safetensors file"
+            )
         model = cls(RefinerConfig(**loaded.sizes))
         model.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in loaded.tensors.items()})
         return model.eval()

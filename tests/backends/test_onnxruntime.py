@@ -63,6 +63,12 @@ print(refiner, refiner(jointbert.load_demo().predictions[:2]).shape)
     assert "backend='onnxruntime') (2, 14, 3)" in done.stdout, done.stderr
 
 
+def test_pieces_are_the_whole(exported: Path, poses: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Refiner(exported)(poses[:50])
+    monkeypatch.setattr("jointbert.backends.onnxruntime.CHUNK", 7)
+    np.testing.assert_allclose(Refiner(exported)(poses[:50]), expected, atol=1e-3)
+
+
 def test_nothing_to_refine(exported: Path) -> None:
     assert Refiner(exported)(np.empty((0, 14, 3))).shape == (0, 14, 3)
 
@@ -74,6 +80,10 @@ def test_what_does_not_fit_is_named(exported: Path, poses: np.ndarray, tmp_path:
         Refiner("nyu14", "onnxruntime")
     with pytest.raises(ValueError, match=r"refine single frames alone; sequences and calibration need 'refiner-sequence"):
         Refiner(exported)(poses[:30], sequence=True)
+    from jointbert.export.onnx import export_refiner
+
+    with pytest.raises(ValueError, match=r"refiner.onnx' is for ONNX Runtime; expected a shipped name"):
+        export_refiner(tmp_path / "again.onnx", exported)
     (tmp_path / "broken.onnx").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"broken.onnx: no readable ONNX file"):
         Refiner(tmp_path / "broken.onnx")

@@ -99,3 +99,16 @@ def test_bad_crops_are_named(change: dict[str, object], message: str) -> None:
     given_ = {"centres": torch.tensor([[0.0, 0, 800]]), "camera": CAMERA, "cube_mm": 300.0, "size": 64, **change}
     with pytest.raises(ValueError, match=message):
         Crop.around(**given_)  # type: ignore[arg-type]
+
+
+def test_autocast_does_not_round_places() -> None:
+    """Mixed precision is for networks; a pixel of 200 in bfloat16 would be off by up to one."""
+    g = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[20.0, 30, 700]])
+    joints = centres.unsqueeze(1) + 60 * torch.randn(1, 14, 3, generator=g)
+    crop = Crop.around(centres, NYU, 300.0, 256, torch.tensor([0.7]))
+    uv, depth = crop.from_xyz(joints)
+    with torch.autocast("cpu", torch.bfloat16):
+        for a, b in zip((*crop.from_xyz(joints), crop.to_xyz(uv, depth)), (uv, depth, joints), strict=True):
+            assert a.dtype == torch.float32
+            torch.testing.assert_close(a, b, atol=1e-3, rtol=0)

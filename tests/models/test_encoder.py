@@ -71,6 +71,16 @@ def test_another_encoder_s_weights_are_refused(resnet: torch.nn.Module, tmp_path
         Trunk("vgg")  # type: ignore[arg-type]
 
 
+def test_what_learned_nothing_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    from safetensors.torch import save_file
+
+    trunk = Trunk("resnet18")
+    save_file({f"encoder.{k}": v for k, v in trunk.state_dict().items()}, tmp_path / "random.safetensors")
+    with pytest.raises(ValueError, match=r"random.safetensors: its encoder has learned nothing yet"):
+        Trunk("resnet18").load_weights(tmp_path / "random.safetensors")
+
+
 def test_imagenet_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import urllib.error
 

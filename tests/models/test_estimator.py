@@ -171,6 +171,11 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match=r"list.yaml: expected a mapping"):
         HandPoseEstimator.from_config(tmp_path / "list.yaml", None)
+    (tmp_path / "broken.yaml").write_text("{a: [")
+    with pytest.raises(ValueError, match=r"broken.yaml: can't be read"):
+        HandPoseEstimator.from_config(tmp_path / "broken.yaml", None)
+    with pytest.raises(ValueError, match=r"crops: got the shape \(1, 1, 64, 64\); expected \(B, 3, S, S\)"):
+        small(image="rgb").encode(torch.zeros(1, 1, 64, 64))
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match=r"broken.json: can't be read"):
         HandPoseEstimator.from_config(tmp_path / "broken.json", None)
@@ -187,6 +192,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         ({"centres": torch.tensor([[0.0, 0, 800], [0.9, 0, 0.8]])}, ValueError, r"that of image 1 falls on pixel \(982, 240\)"),
         ({"camera": torch.ones(5)}, ValueError, r"camera: got the shape \(5,\)"),
         ({"cube_mm": -1.0}, ValueError, "cube_mm: expected positive sides"),
+        ({"left": torch.zeros(2)}, ValueError, r"left: got torch.float32 of the shape \(2,\); expected bool \(2,\)"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -186,6 +186,19 @@ def test_bad_heads_are_named(change: dict[str, torch.Tensor], message: str) -> N
         operators.soft_argmax_depth(**given)
 
 
+def test_depth_exports_with_any_batch() -> None:
+    class Head(torch.nn.Module):
+        def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(operators.soft_argmax_depth(x, weight, bias))
+
+    batch = torch.export.Dim("batch", min=1)
+    given = (torch.rand(3, 14, 9, 12), *head())
+    exported = torch.export.export(Head(), given, dynamic_shapes={"x": {0: batch}, "weight": None, "bias": None}).module()
+    other = torch.rand(5, 14, 9, 12)
+    for a, b in zip(exported(other, *head()), operators.soft_argmax_depth(other, *head()), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_no_poses() -> None:
     found = operators.soft_argmax_depth(maps()[:0], *head())
     assert [tuple(x.shape) for x in found] == [(0, 14, 2), (0, 14), (0, 14), (0, 14)]

@@ -21,12 +21,28 @@ from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
 from jointbert.models.refiner import JointRefiner, RefinerConfig
 from training import losses
 from training.__main__ import app
-from training.config import EstimatorExperiment, ImageDataConfig, OptimConfig, TrainerConfig, read_experiment
+from training.config import (
+    EstimatorExperiment,
+    EstimatorLossConfig,
+    ImageDataConfig,
+    OptimConfig,
+    TrainerConfig,
+    read_experiment,
+)
 from training.data import feature_cache
 from training.data.batches import Batch, Endless, OneByOne, Shuffled
 from training.data.feature_cache import FeatureCache, build_cache, encoder_hash
 from training.data.images import RenderConfig, RenderedHands
-from training.estimator import EstimatorTraining, export_estimator, load_parts, measure, prepare, train, training_set
+from training.estimator import (
+    EstimatorTraining,
+    export_estimator,
+    hourglass_parts,
+    load_parts,
+    measure,
+    prepare,
+    train,
+    training_set,
+)
 from training.fit import learning_rate
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and its own deprecations
@@ -386,18 +402,116 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     assert (code, "model: size: got 'large'; expected int" in text) == (2, True)
 
 
-def test_two_processes_share_a_step(tmp_path: Path) -> None:
-    """By DDP on the CPU (gloo): as many steps, of twice as many images."""
+def one_step_of(path: Path, batches: list[int]) -> dict[str, torch.Tensor]:
+    """What one step of the experiment in ``path`` gives by hand, with the mean of these batches' gradients."""
+    run = read_experiment(path, EstimatorExperiment)
+    images, _ = training_set(run.data, run.model)
+    assert images is not None
+    torch.manual_seed(run.seed)
+    model = HandPoseEstimator(run.model)
+    model.encoder.freeze()
+    training = EstimatorTraining(run, model, "estimator", images).train()
+    optimizer = training.configure_optimizers()["optimizer"]
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    gradients = []
+    for index in batches:
+        model.load_state_dict(start)
+        optimizer.zero_grad()
+        training.terms(Shuffled(images, run.trainer.batch_size, 2, run.seed)[index])["loss"].backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    learned = [p for p in model.parameters() if p.grad is not None]
+    for parameter, *parts in zip(learned, *gradients, strict=True):
+        parameter.grad = torch.stack(parts).mean(0)
+    optimizer.step()
+    return {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("launcher", ["processes", "torchrun"])
+def test_two_processes_share_a_step(tmp_path: Path, launcher: str) -> None:
+    """By DDP on the CPU (gloo): a step is that of the mean of both batches' gradients, and not that of the first batch's."""
+    trainer = {"epochs": 1, "steps_per_epoch": 1, "batch_size": 4, "precision": "32-true", "compile": False}
+    optim = {"lr": 1e-3, "warmup_steps": 1, "ema": 0.0, "clip": 0.0}
+    config = write_config(tmp_path / "tiny.yaml", trainer=trainer, optim=optim, seed=3)
+    torch.manual_seed(3)  # the encoder of the model that the command makes: its weights are taken from there
+    start = HandPoseEstimator(EstimatorConfig.of(TINY))
+    start.encoder.freeze()
+    start.save(tmp_path / "trained.safetensors")
+    command = [sys.executable, "-m", "training", "train", "--processes", "2"]
+    if launcher == "torchrun":
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "training",
+            "train",
+        ]
+    command += ["--config", str(config), "--encoder", str(tmp_path / "trained.safetensors"), "--threads", "1"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)["state_dict"]
+
+    def share(expected: dict[str, torch.Tensor]) -> float:
+        close = [torch.isclose(state[key], value, atol=2e-5, rtol=0).flatten() for key, value in expected.items()]
+        return torch.cat(close).float().mean().item()
+
+    assert share(one_step_of(config, [0, 1])) > 0.99
+    assert share(one_step_of(config, [0])) < 0.9
+
+
+def test_another_run_s_folder_is_refused(tmp_path: Path) -> None:
+    run = experiment()
+    train(run, "hourglass", model_of(run), tmp_path / "run", threads=1)
+    with pytest.raises(
+        ValueError, match=r"there is a run of another stage \(hourglass; this is estimator\); choose another --out"
+    ):
+        train(run, "estimator", model_of(run), tmp_path / "run", threads=1)
+    wide = experiment(width=16)
+    with pytest.raises(ValueError, match=r"there is a run of another model \(.*'width': 8"):
+        train(wide, "hourglass", model_of(wide), tmp_path / "run", threads=1)
+    (tmp_path / "run" / "last.ckpt").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"last.ckpt: no readable checkpoint"):
+        train(run, "hourglass", model_of(run), tmp_path / "run", threads=1)
+
+
+def test_a_seed_decides_everything(tmp_path: Path) -> None:
     config = write_config(tmp_path / "tiny.yaml")
-    trained = tmp_path / "trained.safetensors"
-    model_of(experiment()).save(trained)
-    command = [sys.executable, "-m", "training", "train", "--config", str(config), "--encoder", str(trained), "--threads", "1"]
-    for processes, out in ((2, "two"), (1, "one")):
-        arguments = [*command, "--out", str(tmp_path / out), "--processes", str(processes)]
-        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-    two, one = (torch.load(tmp_path / out / "last.ckpt", weights_only=True) for out in ("two", "one"))
-    assert two["global_step"] == one["global_step"] == 4
-    key = "model.hourglass.heatmaps.weight"
-    assert two["state_dict"][key].isfinite().all()
-    assert not torch.equal(two["state_dict"][key], one["state_dict"][key])
+    for out in ("a", "b"):
+        torch.manual_seed(hash(out) % 1000)
+        code, text = said("pretrain-encoder", "--config", config, "--out", tmp_path / out, "--threads", 1, "--epochs", 1)
+        assert code == 0, text
+    a, b = (HandPoseEstimator.load(tmp_path / out / "estimator.safetensors").state_dict() for out in ("a", "b"))
+    assert all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+def test_awr_keeps_what_its_hourglass_stage_learned(tmp_path: Path) -> None:
+    run = experiment(head="awr")
+    train(run, "hourglass", model_of(run), tmp_path / "run", threads=1)
+    model = model_of(run)
+    load_parts(model, tmp_path / "run" / "estimator.safetensors", hourglass_parts(model))
+    trained = HandPoseEstimator.load(tmp_path / "run" / "estimator.safetensors")
+    assert torch.equal(model.regression.directions.weight, trained.regression.directions.weight)
+    assert hourglass_parts(model_of(experiment())) == ("top_down", "hourglass")
+
+
+def test_rgb_is_refused(tmp_path: Path) -> None:
+    run = experiment(image="rgb")
+    with pytest.raises(ValueError, match="model: image: got 'rgb'; rendered and NYU's images are depth"):
+        train(run, "estimator", model_of(run), tmp_path)
+
+
+def test_sigma_moves_neither_joints_nor_confidence() -> None:
+    run = dataclasses.replace(experiment(), loss=EstimatorLossConfig(heatmaps=0, joints=0, refined=0, sigma=1))
+    images, _ = training_set(run.data, run.model)
+    assert images is not None
+    model = model_of(run)
+    assert model.refiner is not None
+    torch.nn.init.normal_(model.refiner.head.weight, std=0.1)
+    EstimatorTraining(run, model, "estimator", images).terms(images.take([0, 1]))["loss"].backward()
+    moved = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved == {"refiner"}

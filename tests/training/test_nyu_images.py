@@ -88,6 +88,28 @@ def test_the_second_subject_s_cube(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("training.data.nyu_images.SUBJECT2", 2)
     assert [NyuImages(folder, 64, test=True)[i].cube_mm.item() for i in range(3)] == [300, 300, 250]
     assert NyuImages(folder, 64)[2].cube_mm.item() == 300
+    assert [NyuImages(folder, 64, test=True, cube_mm=240.0)[i].cube_mm.item() for i in (1, 2)] == [240, 200]
+
+
+def test_its_sets_do_not_overlap(folder: Path, tmp_path: Path) -> None:
+    """Training and validation share the training split, the test set is the other one."""
+    from jointbert.models.estimator import EstimatorConfig
+    from training.config import ImageDataConfig
+    from training.estimator import test_set, training_set, validation_set
+
+    for split in ("train", "test"):
+        (tmp_path / split).symlink_to(folder)
+    data = ImageDataConfig(source="nyu", nyu=str(tmp_path), validation_images=1, variants=2)
+    model = EstimatorConfig(size=64, depth=2)
+    images, name = training_set(data, model)
+    assert images is not None
+    assert (len(images), len(validation_set(data, model)), len(test_set(data, model))) == (4, 1, FRAMES)
+    seen = images.take([0, 1, 2, 3]).images.joints
+    assert torch.equal(seen[0], seen[1])
+    assert not any(torch.equal(joints, validation_set(data, model).take([0]).images.joints[0]) for joints in seen)
+    assert name == training_set(data, model)[1]
+    with pytest.raises(ValueError, match="3 frames, of which 9 are for validation"):
+        training_set(ImageDataConfig(source="nyu", nyu=str(tmp_path), validation_images=9), model)
 
 
 def test_the_centre_of_mass(folder: Path, hands: Hands) -> None:

@@ -230,7 +230,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert run["steps"] == 12
     for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert (tmp_path / "whole" / "csv" / "metrics.csv").read_text().count("\n") >= 2
+    assert (tmp_path / "whole" / "csv" / "version_0" / "metrics.csv").read_text().count("\n") >= 2
 
 
 def test_export_writes_the_averaged_weights(experiment: Experiment, tmp_path: Path) -> None:

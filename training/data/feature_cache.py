@@ -101,6 +101,8 @@ def build_cache(folder: str | Path, model: HandPoseEstimator, images: ImageSet, 
             _open(folder, name, header, "w+")
         _write_header(folder, header)
     _check(header, folder, model, images_id)
+    if header["count"] != len(images):
+        raise ValueError(f"{folder}: features of {header['count']} images; there are {len(images)}")
     arrays = {name: _open(folder, name, header, "r+") for name in header["shapes"]}
     while header["done"] < header["count"]:
         rows = list(range(header["done"], min(header["done"] + CHUNK, header["count"])))

@@ -5,6 +5,7 @@ Annotations are those of camera 1, y up in ``joint_xyz``.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,9 @@ from jointbert.skeleton import NYU36_INDICES
 from training.data.hand import rand
 from training.data.images import HandImages
 
-CUBES_MM = (300.0, 250.0)
-"""Of subject 1 and of subject 2, who is smaller: test frames from :data:`SUBJECT2` on."""
-SUBJECT2 = 2440
+CUBE_MM = 300.0
+SUBJECT2, SUBJECT2_CUBE = 2440, 250 / 300
+"""Test frames from there on are of a smaller hand, whose cube is smaller, too."""
 JOINTS = 36
 """Annotated; 14 of them are the protocol's."""
 
@@ -48,7 +49,7 @@ class NyuImages(Dataset[HandImages]):
         centres: a text file, x y z in millimetres a line (y down) or u v d by ``centre_format``; without one, the centre of
             mass of what is nearest to the camera.
         augmentation: None: as recorded. variants, seed: item ``i * variants + k`` is frame i, changed the k-th way.
-        test: two cubes, by subject.
+        test: two cubes, by subject. cube_mm: the first subject's.
 
     Raises:
         ValueError: a file that is not what it should be, centres of another number. OSError: a file is missing.
@@ -64,11 +65,20 @@ class NyuImages(Dataset[HandImages]):
         variants: int = 1,
         seed: int = 0,
         test: bool = False,
+        cube_mm: float = CUBE_MM,
     ) -> None:
         self.folder, self.size = Path(folder), size
         self.joints = read_annotations(self.folder / "joint_data.mat")
-        self.augmentation, self.variants, self.seed, self.test = augmentation, variants, seed, test
+        self.augmentation, self.variants, self.seed = augmentation, variants, seed
+        self.test, self.cube_mm = test, cube_mm
         self.centres = None if centres is None else _read_centres(Path(centres), centre_format, len(self.joints))
+
+    def digest(self) -> str:
+        """Of the annotations and the centres."""
+        digest = hashlib.sha256(self.joints.tobytes())
+        if self.centres is not None:
+            digest.update(np.ascontiguousarray(self.centres).tobytes())
+        return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.joints) * self.variants
@@ -78,7 +88,7 @@ class NyuImages(Dataset[HandImages]):
             raise IndexError(index)
         frame, variant = divmod(index, self.variants)
         depth = read_depth(self.folder / f"depth_1_{frame + 1:07d}.png")
-        cube = CUBES_MM[self.test and frame >= SUBJECT2]
+        cube = self.cube_mm * (SUBJECT2_CUBE if self.test and frame >= SUBJECT2 else 1)
         found = centre_of_mass(depth, NYU, cube) if self.centres is None else self.centres[frame]
         centre = torch.from_numpy(found).float()
         angle, cube_mm = torch.zeros(1), torch.tensor([cube])

@@ -44,8 +44,8 @@ class Hands:
 
 
 def sample_hands(n: int, g: Generator) -> Hands:
-    """Random articulations, sizes, views (half of them any, the others with the palm's or the back's side to the camera within
-    some 60 degrees) and places: 0.5 to 1 m away, anywhere that an image of NYU's camera shows whole."""
+    """Random articulations, sizes, views (half of them any, the others with the palm's side to the camera within some 70
+    degrees) and places: 0.5 to 1 m away, where an image of NYU's camera shows nearly all of them whole."""
     joints, roots = build_with_roots(sample_directions(n, g), g)
     scale = sample_scales(n, g)
     points = torch.cat([joints, roots], 1) * scale.view(n, 1, 1)

@@ -29,11 +29,10 @@ from training import losses
 from training.config import EstimatorExperiment, read_experiment
 from training.data.feature_cache import build_cache
 from training.data.render import sample_hands
-from training.estimator import load_parts, measure, train, training_set, validation_set
+from training.estimator import hourglass_parts, load_parts, measure, test_set, train, training_set
 
 THESIS_MM = {"AWR": 7.70, "no refiner": 7.82, "refiner": 7.86, "pre-trained refiner": 7.55}
 """Table 5.1, on NYU."""
-TEST_SEED = 800_001
 
 
 class Row(NamedTuple):
@@ -93,7 +92,7 @@ def run_row(
     experiment = replace(experiment, model=model_config)
     model = HandPoseEstimator.from_config(model_config, encoder, parts / "refiner.safetensors" if row.refiner_trained else None)
     if row.hourglass_trained:
-        load_parts(model, parts / f"hourglass-{head}" / "estimator.safetensors", ("top_down", "hourglass"))
+        load_parts(model, parts / f"hourglass-{head}" / "estimator.safetensors", hourglass_parts(model))
     train(experiment, "estimator", model, out, True, threads, 1, cache)
 
 
@@ -101,14 +100,19 @@ def curve(folder: Path) -> list[float]:
     """Validation errors of a run, epoch by epoch."""
     import csv
 
-    with open(next((folder / "csv").rglob("metrics.csv")), encoding="utf-8") as file:
-        return [float(line["val/after_mm"]) for line in csv.DictReader(file) if line.get("val/after_mm")]
+    by_epoch = {}
+    starts = sorted((folder / "csv").glob("version_*"), key=lambda path: int(path.name.removeprefix("version_")))
+    for start in starts:  # a run that was resumed began several times
+        with open(start / "metrics.csv", encoding="utf-8") as file:
+            by_epoch |= {
+                int(row["epoch"]): float(row["val/after_mm"]) for row in csv.DictReader(file) if row.get("val/after_mm")
+            }
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def figures(model: HandPoseEstimator, experiment: EstimatorExperiment, folder: Path) -> dict[str, float]:
     """What the table says of a row."""
-    test = replace(experiment.data, validation_images=4 * experiment.data.validation_images)
-    found = measure(model, validation_set(test, experiment.model, TEST_SEED), experiment.loss.blob)
+    found = measure(model, test_set(experiment.data, experiment.model), experiment.loss.blob)
     hidden = ~found.visible
     result = {"before_mm": mean(found.before), "after_mm": mean(found.after), "best_validation_mm": min(curve(folder))}
     if hidden.any():
