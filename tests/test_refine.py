@@ -365,7 +365,7 @@ def test_refine_is_a_refiner_kept(random_weights: Path, poses: np.ndarray) -> No
         ({"weights": "no/such.safetensors"}, ValueError, r"weights: there is no file"),
         ({"weights": 3}, TypeError, r"weights: got int"),
         ({"weights": ["nyu14"]}, TypeError, r"weights: got list"),
-        ({"backend": "gpu"}, ValueError, r"backend: got 'gpu'; expected 'auto' or one of 'native', 'cuda', 'torch'"),
+        ({"backend": "gpu"}, ValueError, r"backend: got 'gpu'; expected 'auto' or one of 'native', 'cuda', 'onnx"),
         ({"backend": None}, ValueError, r"backend: got None"),
     ],
 )
