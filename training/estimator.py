@@ -4,13 +4,14 @@ all of it end to end (table 4.3)."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jointbert.models.encoder import STRIDE
 from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
@@ -29,6 +30,8 @@ VALIDATION_SEED, TEST_SEED = 900_001, 800_001
 TEST_IMAGES = 4
 """Times as many as for validation, where they are rendered."""
 VALIDATION_BATCH = 32
+SETTLING_BATCHES = 32
+"""For batch norm's statistics before each validation."""
 
 
 class Errors(NamedTuple):
@@ -97,6 +100,7 @@ class EstimatorTraining(Training[HandPoseEstimator]):
         return terms
 
     def validation_step(self, _: Any, __: int) -> None:
+        self.settle()
         found = measure(self.best_model, self.validation, self.experiment.loss.blob, self.device)
         linear = self.experiment.model.head == "linear"
         if linear:
@@ -113,6 +117,17 @@ class EstimatorTraining(Training[HandPoseEstimator]):
         self.log("val/score", score, prog_bar=True, sync_dist=True)
         if self.trainer.is_global_zero:
             self.draw()
+
+    def settle(self) -> None:
+        """Batch norm's statistics of the weights to use, of which the running ones are not: while weights move fast, or are an
+        average, those are other networks'. The same batches in every process."""
+        stream = self.trainer.datamodule.stream  # type: ignore[attr-defined]
+        own, stream.offset = stream.offset, self.trainer.current_epoch * self.trainer.world_size * stream.length
+        try:
+            batches = (stream[i] for i in range(min(SETTLING_BATCHES, stream.length)))
+            estimate_statistics(self.best_model, (self.transfer_batch_to_device(b, self.device, 0) for b in batches))
+        finally:
+            stream.offset = own
 
     @torch.inference_mode()
     def draw(self) -> None:
@@ -158,6 +173,24 @@ def prepare(model: HandPoseEstimator, stage: Stage) -> None:
         if model.refiner is not None:
             model.refiner.requires_grad_(True)
             model.refiner.mask.requires_grad_(False)  # the estimator sees every joint
+
+
+@torch.no_grad()
+def estimate_statistics(model: HandPoseEstimator, batches: Iterable[Batch]) -> None:
+    """Batch norm's mean and variance as the mean over batches, of every such layer that is not frozen."""
+    was_training = model.training
+    model.train()
+    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean
+    for batch in batches if layers else ():
+        crops = batch.images.crops
+        model.dense_from_maps(model.encode(crops) if batch.maps is None else list(batch.maps), crops)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    model.train(was_training)
 
 
 @torch.inference_mode()

@@ -35,6 +35,7 @@ from training.data.feature_cache import FeatureCache, build_cache, encoder_hash
 from training.data.images import RenderConfig, RenderedHands
 from training.estimator import (
     EstimatorTraining,
+    estimate_statistics,
     export_estimator,
     hourglass_parts,
     load_parts,
@@ -133,6 +134,46 @@ def test_gradients_reach_what_a_stage_trains(stage: str, head: str) -> None:
     allowed = {name for name, _ in model.named_parameters() if name.split(".")[0] in parts} - {"refiner.mask"}
     assert learned == allowed
     assert all(p.requires_grad == (name in allowed) for name, p in model.named_parameters())
+
+
+def test_batch_norm_s_statistics_are_means_over_batches() -> None:
+    """Of a layer whose input is known, against its mean and variance; a frozen encoder keeps its own."""
+    run = experiment()
+    model = model_of(run)
+    frozen = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    model.hourglass.residual.change[0].running_mean.fill_(7)
+    hands = RenderedHands(RenderConfig(), 64, 300.0, 4, 3, 5)
+    batches = [Batch(hands[i], None) for i in range(3)]
+    inputs: list[torch.Tensor] = []
+    layer = model.hourglass.linear[1]
+    hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().double()))
+    momentum = layer.momentum
+    estimate_statistics(model, batches)
+    hook.remove()
+    assert len(inputs) == 3
+    means = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
+    variances = torch.stack([x.var((0, 2, 3)) for x in inputs]).mean(0)
+    torch.testing.assert_close(layer.running_mean.double(), means, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(layer.running_var.double(), variances, rtol=1e-4, atol=1e-6)
+    assert layer.momentum == momentum
+    for name, value in model.encoder.state_dict().items():
+        torch.testing.assert_close(value, frozen[name], rtol=0, atol=0)
+    assert (model.hourglass.residual.change[0].running_mean < 7).all()
+
+
+def test_averaged_weights_have_statistics_of_their_own(tmp_path: Path) -> None:
+    """What is exported is as if its statistics had been taken from the last epoch's batches, not from the weights on the way."""
+    run = experiment()
+    module_best = train(run, "hourglass", model_of(run), tmp_path, threads=1)
+    epoch = 1 if module_best.name == "best-1.ckpt" else 0
+    model = HandPoseEstimator.load(tmp_path / "estimator.safetensors")
+    kept = model.hourglass.linear[1].running_var.clone()
+    images, _ = training_set(run.data, run.model)
+    assert images is not None
+    stream = Shuffled(images, 4, 2, run.seed)
+    stream.offset = 2 * epoch
+    estimate_statistics(model, [stream[0], stream[1]])
+    torch.testing.assert_close(model.hourglass.linear[1].running_var, kept, rtol=1e-4, atol=1e-7)
 
 
 def test_a_frozen_random_encoder_is_refused() -> None:
