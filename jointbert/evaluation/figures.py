@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jointbert.skeleton import PALM_SIDES
+from jointbert.skeleton import JOINT_NAMES, PALM_SIDES
 
 _CHAINS = ((0, 1, 13), (2, 3, 13), (4, 5, 13), (6, 7, 13), (8, 9, 10, 13))
 _FINGER_COLOURS = ("#4c78a8", "#59a14f", "#edc948", "#f28e2b", "#e15759")
@@ -130,3 +130,57 @@ def estimate_figure(
         axes.set_ylim(size - 0.5, -0.5)
         axes.set_axis_off()
     return figure
+
+
+def save_attention(path: str | Path, attention: np.ndarray, title: str = "") -> None:
+    """Writes a picture of one layer's attention ``(heads, 14, 14)``: every head, and their mean (thesis, figures 5.4 to 5.9).
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    plt = _pyplot()
+    panels = [(f"head {i}", head) for i, head in enumerate(attention, 1)] + [("mean of the heads", attention.mean(0))]
+    columns = int(np.ceil(np.sqrt(len(panels))))
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(3.2 * columns, 3.1 * rows), constrained_layout=True, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, (name, matrix) in zip(grid.flat, panels, strict=False):
+        axes.set_axis_on()
+        shown = axes.imshow(matrix, cmap="magma", vmin=0, vmax=max(0.01, float(matrix.max())))
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks(range(len(JOINT_NAMES)))
+        axes.set_yticks(range(len(JOINT_NAMES)))
+        first = axes in grid[:, 0]
+        axes.set_yticklabels(JOINT_NAMES if first else [], fontsize=6)
+        axes.set_xticklabels(JOINT_NAMES if axes in grid[-1] else [], rotation=90, fontsize=6)
+        figure.colorbar(shown, ax=axes, shrink=0.8).ax.tick_params(labelsize=6)
+    figure.suptitle(title)
+    figure.supylabel("from", fontsize=9)
+    figure.supxlabel("to", fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def save_joint_errors(path: str | Path, errors: dict[str, np.ndarray]) -> None:
+    """Writes bars of the mean error by joint, for each name's ``(frames, 14)`` errors in mm, with the mean of all joints and
+    bars of its standard error (thesis, figure 5.3).
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(11, 4.2), constrained_layout=True)
+    places = np.arange(len(JOINT_NAMES) + 1)
+    width = 0.8 / len(errors)
+    for i, (name, values) in enumerate(errors.items()):
+        every = np.concatenate([values, values.mean(1, keepdims=True)], 1)
+        spread = every.std(0) / np.sqrt(len(every))
+        label = f"{name}: {every[:, -1].mean():.2f} mm"
+        axes.bar(places + (i - (len(errors) - 1) / 2) * width, every.mean(0), width, yerr=spread, label=label, capsize=2)
+    axes.set_xticks(places, [*JOINT_NAMES, "mean"], rotation=45, ha="right")
+    axes.set_ylabel("mean error, mm")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

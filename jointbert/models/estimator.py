@@ -269,6 +269,18 @@ class HandPoseEstimator(nn.Module):
         refined, sigma = decode(joints * sign, observed, mean, self.refiner(features).float())
         return refined * sign, sigma
 
+    def attention(self, joints: Tensor, confidence: Tensor) -> Tensor:
+        """The refiner's attention ``(layers, B, heads, 14, 14)`` on right hands' joints ``(B, 14, 3)``, mm, before refinement.
+
+        Raises:
+            ValueError: there is no refiner.
+        """
+        if self.refiner is None:
+            raise ValueError("this estimator has no refiner")
+        unknown = torch.full_like(confidence, torch.nan)
+        features, _ = encode(joints, torch.ones_like(confidence, dtype=torch.bool), confidence.to(joints.dtype), unknown)
+        return self.refiner.attention(features)
+
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
         """Writes the estimator as safetensors, with its config."""
         from safetensors.torch import save_file

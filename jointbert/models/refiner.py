@@ -46,13 +46,16 @@ class Layer(nn.Module):
         self.fc2 = nn.Linear(config.ffn, config.width)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, 14, D] -> [B, 14, D]
+        return self.attend(x)[0]
+
+    def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's output ``(B, 14, D)``, and its attention ``(B, heads, 14, 14)``, whose rows add up to 1."""
         b, t, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         # Plain products: on 14 tokens a fused attention kernel costs more than it saves (measured on CPU, 2 x in training).
         attention = ((q @ k.transpose(-1, -2)) * (d // self.heads) ** -0.5).softmax(-1)
         x = x + self.proj((attention @ v).transpose(1, 2).reshape(b, t, d))
-        out: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-        return out
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)))), attention
 
 
 class JointRefiner(nn.Module):
@@ -100,11 +103,24 @@ class JointRefiner(nn.Module):
     def hidden_and_output(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's hidden states ``(B, 14, 128)``, before the final norm, and the output."""
         observed = features[..., 3:4] > 0.5
-        x = torch.where(observed, self.embed(features), self.mask) + self.joint_embedding
+        x = self._tokens(features)
         for layer in self.layers:
             x = layer(x)
         out: Tensor = self.head(self.norm(x))
         return x, torch.cat([out[..., :3] * torch.where(observed, self.observed_gain, 1.0), out[..., 3:]], -1)
+
+    def _tokens(self, features: Tensor) -> Tensor:  # [B, 14, 8] -> [B, 14, D]
+        return torch.where(features[..., 3:4] > 0.5, self.embed(features), self.mask) + self.joint_embedding
+
+    @torch.no_grad()
+    def attention(self, features: Tensor) -> Tensor:
+        """What each joint attends to: ``(layers, B, heads, 14, 14)``, whose rows add up to 1 (eq. 3.1; figures 5.4 to 5.9)."""
+        x, matrices = self._tokens(features), []
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            x, matrix = layer.attend(x)
+            matrices.append(matrix)
+        return torch.stack(matrices)
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
         """Writes the weights as safetensors; the metadata names the layout, the sizes and whatever ``metadata`` adds."""

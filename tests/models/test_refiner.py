@@ -121,3 +121,24 @@ def test_save_and_load(tmp_path: Path, random_weights: Path) -> None:
 def test_config_is_checked() -> None:
     with pytest.raises(ValueError, match="width 100 is no multiple of 8 heads"):
         JointRefiner(RefinerConfig(width=100))
+
+
+def test_attention_is_that_of_torch_s_own_layers() -> None:
+    torch.manual_seed(3)
+    model = JointRefiner(RefinerConfig(layers=2, heads=4, width=32, ffn=64)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    features = torch.randn(5, 14, 8)
+    features[..., 3] = (torch.rand(5, 14) > 0.2).float()
+    attention = model.attention(features)
+    assert attention.shape == (2, 5, 4, 14, 14)
+    x = torch.where(features[..., 3:4] > 0.5, model.embed(features), model.mask) + model.joint_embedding
+    for layer, got in zip(model.layers, attention, strict=True):
+        theirs = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+        with torch.no_grad():
+            theirs.in_proj_weight.copy_(layer.qkv.weight)
+            theirs.in_proj_bias.copy_(layer.qkv.bias)
+        normed = layer.norm1(x)
+        _, expected = theirs(normed, normed, normed, average_attn_weights=False)
+        torch.testing.assert_close(got, expected)
+        x = layer(x)

@@ -1,0 +1,74 @@
+"""Where a refiner's joints look: attention on neighbours along bones and along indices, by layer (thesis, chapters 5 and 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jointbert.skeleton import BONES, NUM_JOINTS
+
+
+def _adjacency(pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
+    matrix = np.zeros((NUM_JOINTS, NUM_JOINTS))
+    for a, b in pairs:
+        matrix[a, b] = matrix[b, a] = 1
+    return matrix
+
+
+BY_BONE = _adjacency(BONES)
+"""``(14, 14)``: 1 where a bone joins two joints."""
+BY_INDEX = _adjacency(tuple((i, i + 1) for i in range(NUM_JOINTS - 1)))
+"""``(14, 14)``: 1 where two joints follow one another in the canonical order."""
+
+
+@dataclass(frozen=True)
+class AttentionShares:
+    """How much attention goes where, a mean over joints, heads and poses."""
+
+    bone: float
+    """Share on the joints at the other end of a bone."""
+    index: float
+    """Share on the joints before and after in the canonical order."""
+    both: float
+    """Of these two, what is on joints that are neighbours either way."""
+    itself: float
+    """Share on the joint itself."""
+    span: float
+    """Mean distance in the canonical order, in joints."""
+
+
+UNIFORM = AttentionShares(
+    float(BY_BONE.mean()),
+    float(BY_INDEX.mean()),
+    float((BY_BONE * BY_INDEX).mean()),
+    1 / NUM_JOINTS,
+    (NUM_JOINTS**2 - 1) / (3 * NUM_JOINTS),
+)
+"""The shares of attention that is the same on every joint."""
+
+
+def attention_shares(attention: np.ndarray) -> AttentionShares:
+    """The shares of ``(..., 14, 14)`` attention, whose rows add up to 1.
+
+    Raises:
+        ValueError: another shape, or rows that add up to something else.
+    """
+    attention = np.asarray(attention, np.float64)
+    if attention.shape[-2:] != (NUM_JOINTS, NUM_JOINTS):
+        raise ValueError(f"attention: got the shape {attention.shape}; expected (..., {NUM_JOINTS}, {NUM_JOINTS})")
+    if not np.allclose(attention.sum(-1), 1, atol=1e-3):
+        raise ValueError("attention: rows that do not add up to 1")
+    mean = attention.reshape(-1, NUM_JOINTS, NUM_JOINTS).mean(0)
+    distance = np.abs(np.subtract.outer(np.arange(NUM_JOINTS), np.arange(NUM_JOINTS)))
+    weights = (BY_BONE, BY_INDEX, BY_BONE * BY_INDEX, np.eye(NUM_JOINTS), distance)
+    return AttentionShares(*(float((mean * w).sum() / NUM_JOINTS) for w in weights))
+
+
+def print_shares(layers: np.ndarray) -> None:
+    """Prints a line a layer of ``(layers, ..., 14, 14)`` attention, and what attention that is the same everywhere would have."""
+    print(f"{'layer':>8s}{'by bone':>12s}{'by index':>12s}{'both':>12s}{'itself':>12s}{'span':>12s}")
+    rows = [(str(i), attention_shares(layer)) for i, layer in enumerate(layers, 1)]
+    for name, row in [*rows, ("uniform", UNIFORM)]:
+        shares = "".join(f"{100 * share:10.1f} %" for share in (row.bone, row.index, row.both, row.itself))
+        print(f"{name:>8s}{shares}{row.span:12.2f}")

@@ -1,0 +1,84 @@
+"""The thesis's figures of a trained estimator: heatmaps (4.2), errors by joint (5.3), attention by layer and head (5.4 to 5.9).
+
+    python -m training.experiments.thesis_figures --config C --estimator runs/all/estimator.safetensors --out figures
+
+On images that no training saw. Prints the mean errors, of visible and hidden joints where both are known, and where the
+refiner's joints look, by layer.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from jointbert.evaluation.attention import print_shares
+from jointbert.evaluation.figures import estimate_figure, save_attention, save_joint_errors
+from jointbert.models.estimator import HandPoseEstimator
+from training.config import EstimatorExperiment, read_experiment
+from training.data.batches import ImageSet
+from training.estimator import VALIDATION_BATCH, measure, test_set
+
+
+@torch.inference_mode()
+def mean_attention(model: HandPoseEstimator, images: ImageSet) -> np.ndarray:
+    """``(layers, heads, 14, 14)``, a mean over the images."""
+    total = torch.zeros(())
+    for first in range(0, len(images), VALIDATION_BATCH):
+        seen = images.take(list(range(first, min(first + VALIDATION_BATCH, len(images))))).images
+        dense = model.dense(seen.crops)
+        joints = model.to_xyz(dense.joints, seen.crop)
+        total = total + model.attention(joints, dense.joints.confidence.float()).sum(1)
+    return np.asarray((total / len(images)).numpy())
+
+
+@torch.inference_mode()
+def draw_samples(model: HandPoseEstimator, images: ImageSet, count: int, out: Path) -> None:
+    """The first images with their skeletons and heatmaps."""
+    seen = images.take(list(range(min(count, len(images))))).images
+    dense = model.dense(seen.crops)
+    refined, _ = model.refine(model.to_xyz(dense.joints, seen.crop), dense.joints.confidence.float())
+    uv, _ = seen.crop.from_xyz(refined)
+    for i in range(len(refined)):
+        parts = (seen.crops[i, 0], dense.heatmaps[i], uv[i], refined[i], seen.joints[i])
+        figure = estimate_figure(*(x.float().numpy() for x in parts))
+        figure.savefig(out / f"heatmaps-{i + 1}.png", dpi=110)
+        figure.clear()
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="Experiment whose test images are taken.", exists=True, dir_okay=False)],
+    estimator: Annotated[Path, typer.Option(help="A trained estimator.", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.", file_okay=False)],
+    samples: Annotated[int, typer.Option(help="Images to draw.", min=1)] = 4,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+) -> None:
+    """Draw the figures, and print their numbers."""
+    torch.set_num_threads(threads)
+    model = HandPoseEstimator.load(estimator)
+    experiment = read_experiment(config, EstimatorExperiment)
+    images = test_set(experiment.data, model.config)
+    found = measure(model, images, experiment.loss.blob)
+    out.mkdir(parents=True, exist_ok=True)
+    errors = {"before refinement": found.before.numpy()}
+    if model.refiner is not None:
+        errors["after"] = found.after.numpy()
+    visible = found.visible.numpy()
+    for name, values in errors.items():
+        where = "" if visible.all() else f" (visible {values[visible].mean():.2f}, hidden {values[~visible].mean():.2f})"
+        print(f"{name}: {values.mean():.2f} mm{where}, {len(values)} images")
+    save_joint_errors(out / "joint-errors.png", errors)
+    draw_samples(model, images, samples, out)
+    if model.refiner is not None:
+        attention = mean_attention(model, images)
+        print_shares(attention)
+        for layer in range(2, len(attention) + 1, 2):
+            save_attention(out / f"attention-{layer:02d}.png", attention[layer - 1], f"layer {layer}")
+
+
+if __name__ == "__main__":
+    sys.exit(typer.run(main))
