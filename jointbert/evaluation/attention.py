@@ -66,7 +66,7 @@ def attention_shares(attention: np.ndarray) -> AttentionShares:
 
 
 def print_shares(layers: np.ndarray) -> None:
-    """Prints a line a layer of ``(layers, ..., 14, 14)`` attention, and what attention that is the same everywhere would have."""
+    """Prints a line a layer of ``(layers, ..., 14, 14)`` attention, and of uniform attention."""
     print(f"{'layer':>8s}{'by bone':>12s}{'by index':>12s}{'both':>12s}{'itself':>12s}{'span':>12s}")
     rows = [(str(i), attention_shares(layer)) for i, layer in enumerate(layers, 1)]
     for name, row in [*rows, ("uniform", UNIFORM)]:

@@ -162,7 +162,7 @@ def test_batch_norm_s_statistics_are_means_over_batches() -> None:
 
 
 def test_averaged_weights_have_statistics_of_their_own(tmp_path: Path) -> None:
-    """What is exported is as if its statistics had been taken from the last epoch's batches, not from the weights on the way."""
+    """What is exported is as if its statistics had been taken from the last epoch's batches, not from earlier weights."""
     run = experiment()
     module_best = train(run, "hourglass", model_of(run), tmp_path, threads=1)
     epoch = 1 if module_best.name == "best-1.ckpt" else 0
