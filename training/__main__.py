@@ -65,12 +65,16 @@ def export_refiner(
     gain: Annotated[
         float | None, typer.Option(help="Factor of observed joints' corrections; validation's choice without it.", min=0, max=1)
     ] = None,
+    sigma_power: Annotated[
+        float | None, typer.Option(help="Calibrate sigma as a power of itself, scaled on subject 1.", min=0.1, max=2)
+    ] = None,
+    nyu: Nyu = None,
 ) -> None:
     """Writes a checkpoint's refiner (the averaged weights, where it has them) as safetensors."""
     from training.refiner import export
 
     with _one_sentence():
-        export(checkpoint, out, gain)
+        export(checkpoint, out, gain, sigma_power, nyu)
     typer.echo(f"wrote {out}")
 
 
@@ -124,12 +128,15 @@ def export_sequence(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of train-sequence.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Argument(help="The safetensors file to write: NAME-sequence beside the refiner's NAME.")],
     first: Annotated[str, typer.Option(help="The refiner it was trained on: a shipped name or a file.")] = "nyu14",
+    gain: Annotated[
+        float | None, typer.Option(help="Factor of the corrections; validation's choice without it.", min=0, max=1)
+    ] = None,
 ) -> None:
     """Writes a checkpoint's sequence refiner (the averaged weights, where it has them) as safetensors."""
     from training.sequence import export_sequence
 
     with _one_sentence():
-        export_sequence(checkpoint, first, out)
+        export_sequence(checkpoint, first, out, gain)
     typer.echo(f"wrote {out}")
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
-from jointbert.models.refiner import JointRefiner, RefinerConfig
+from jointbert.backends.layout import SCALE_MM
+from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
 from training import losses
 from training.config import Experiment
-from training.data.nyu import TRAINING, VALIDATION, read_published
+from training.data.nyu import TRAINING, VALIDATION, Published, read_published
 from training.data.stream import PoseStream, TrainingBatch, again
 from training.fit import Training, describe, fit, read_checkpoint
 from training.validation import GAINS, fill_error, gains, gaussian_fill_error, hidden_patterns
@@ -99,9 +102,36 @@ def load_checkpoint(checkpoint: Path) -> tuple[JointRefiner, dict[str, Any]]:
     return model.eval(), run
 
 
-def export(checkpoint: Path, out: Path, gain: float | None = None) -> None:
-    """Writes the refiner of a checkpoint as safetensors; ``gain`` replaces the factor that validation chose."""
+@torch.no_grad()
+def calibrate_sigma(model: JointRefiner, published: Published, power: float, stride: int = 4) -> float:
+    """Puts a calibration of sigma into the head: ``scale * sigma ** power`` in millimetres, with the scale at which its mean is
+    that of the errors, over methods and joints alike, where each method's mean error is stated. A power below 1 brings large
+    and small ones together. Returns the scale."""
+    frames = published.frames(slice(None, None, stride))
+    total = np.zeros(2)  # of errors, and of powers of sigma
+    for poses in frames.predictions.values():
+        stated = float(np.linalg.norm(poses - frames.groundtruth, axis=-1).mean())
+        joints, truth = torch.from_numpy(poses).float(), torch.from_numpy(frames.groundtruth).float()
+        observed, unknown = torch.ones(joints.shape[:2], dtype=torch.bool), torch.full(joints.shape[:2], torch.nan)
+        features, mean = encode(joints, observed, unknown, torch.full_like(unknown, stated))
+        refined, sigma = decode(joints, observed, mean, model(features))
+        total += (refined - truth).norm(dim=-1).mean().item(), sigma.pow(power).mean().item()
+    scale = float(total[0] / total[1])
+    model.head.weight[3] *= power
+    model.head.bias[3] = power * model.head.bias[3] + math.log(scale) + (power - 1) * math.log(SCALE_MM)
+    return scale
+
+
+def export(
+    checkpoint: Path, out: Path, gain: float | None = None, sigma_power: float | None = None, nyu: Path | None = None
+) -> None:
+    """Writes the refiner of a checkpoint as safetensors; ``gain`` replaces the factor that validation chose. With
+    ``sigma_power``, sigma is calibrated (:func:`calibrate_sigma`) on subject 1's frames."""
     model, run = load_checkpoint(checkpoint)
     if gain is not None:
         model.observed_gain.fill_(gain)
-    model.save(out, describe(run) | {"observed_gain": f"{model.observed_gain.item():g}"})
+    about = describe(run) | {"observed_gain": f"{model.observed_gain.item():g}"}
+    if sigma_power is not None:
+        published = read_published(nyu or run["experiment"]["data"]["nyu"]).frames(TRAINING)
+        about["sigma"] = f"{calibrate_sigma(model, published, sigma_power):.4g} * sigma^{sigma_power:g}"
+    model.save(out, about)

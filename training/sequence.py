@@ -213,8 +213,13 @@ def load_checkpoint(checkpoint: Path) -> tuple[SequenceRefiner, dict[str, Any]]:
     return model.eval(), run
 
 
-def export_sequence(checkpoint: Path, first: str | Path, out: Path) -> None:
-    """Writes the second stage of a checkpoint as safetensors, for the refiner ``first`` that it was trained on."""
+def export_sequence(checkpoint: Path, first: str | Path, out: Path, gain: float | None = None) -> None:
+    """Writes the second stage of a checkpoint as safetensors, for the refiner ``first`` that it was trained on.
+
+    ``gain`` replaces the factor of the corrections that validation chose.
+    """
     model, run = load_checkpoint(checkpoint)
+    if gain is not None:
+        model.gain.fill_(gain)
     metadata = describe(run) | {"name": f"{run['experiment']['name']}-sequence", "gain": f"{model.gain.item():g}"}
     model.save(out, JointRefiner.load(first), metadata)

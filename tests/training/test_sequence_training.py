@@ -151,6 +151,8 @@ def test_a_run_goes_on_and_ends_in_a_file(experiment: SequenceExperiment, first:
     export_sequence(best, first, tmp_path / "x-sequence.safetensors")
     poses = read_published(experiment.data.nyu).predictions["strong"][:30]
     assert Refiner(tmp_path / "x.safetensors")(poses, sequence=True).shape == poses.shape
+    export_sequence(best, first, tmp_path / "x-sequence.safetensors", 0.25)
+    assert SequenceRefiner.load(tmp_path / "x.safetensors").gain.item() == 0.25
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="not a checkpoint of train-sequence"):
         export_sequence(tmp_path / "other.ckpt", first, tmp_path / "out.safetensors")

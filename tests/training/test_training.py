@@ -15,6 +15,7 @@ pytest.importorskip("lightning")
 
 from typer.testing import CliRunner  # noqa: E402
 
+from jointbert import Refiner  # noqa: E402
 from jointbert.models import JointRefiner, RefinerConfig  # noqa: E402
 from jointbert.weights import load_weights  # noqa: E402
 from training import losses  # noqa: E402
@@ -23,7 +24,7 @@ from training.config import Experiment, OptimConfig, TrainerConfig, read_experim
 from training.data.nyu import read_published  # noqa: E402
 from training.data.stream import DataConfig, PoseStream  # noqa: E402
 from training.fit import learning_rate  # noqa: E402
-from training.refiner import RefinerTraining, export, load_checkpoint, pretrain  # noqa: E402
+from training.refiner import RefinerTraining, calibrate_sigma, export, load_checkpoint, pretrain  # noqa: E402
 from training.validation import GAINS, Gains, fill_error, gains, gaussian_fill_error, hidden_patterns, refine_poses  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs" / "refiner"
@@ -241,6 +242,8 @@ def test_export_writes_the_averaged_weights(experiment: Experiment, tmp_path: Pa
     export(best, tmp_path / "chosen.safetensors")
     assert JointRefiner.load(tmp_path / "chosen.safetensors").observed_gain.item() == chosen
     model.observed_gain.fill_(1.0)
+    export(best, tmp_path / "out.safetensors", 0.5, sigma_power=0.9)
+    assert abs(JointRefiner.load(tmp_path / "out.safetensors").head.weight[3] - 0.9 * model.head.weight[3]).max() < 1e-6
     export(best, tmp_path / "out.safetensors", 0.5)
     exported = JointRefiner.load(tmp_path / "out.safetensors")
     features = torch.ones(4, 14, 8)
@@ -250,6 +253,27 @@ def test_export_writes_the_averaged_weights(experiment: Experiment, tmp_path: Pa
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="not a checkpoint of pretrain-refiner"):
         export(tmp_path / "other.ckpt", tmp_path / "out.safetensors", 1.0)
+
+
+def test_a_calibrated_sigma_is_a_power_scaled_to_the_errors(experiment: Experiment, tmp_path: Path) -> None:
+    published = read_published(experiment.data.nyu)
+    torch.manual_seed(0)
+    model = JointRefiner(experiment.model)
+    torch.nn.init.normal_(model.head.weight, std=0.02)
+    model.save(tmp_path / "raw.safetensors")
+    scale = calibrate_sigma(model, published, 0.8, stride=50)
+    model.save(tmp_path / "calibrated.safetensors")
+    raw, calibrated = Refiner(tmp_path / "raw.safetensors"), Refiner(tmp_path / "calibrated.safetensors")
+    frames = published.frames(slice(None, None, 50))
+    sigma, errors = [], []
+    for poses in frames.predictions.values():
+        stated = float(np.linalg.norm(poses - frames.groundtruth, axis=-1).mean())
+        before, after = (r(poses, error_mm=stated, return_details=True) for r in (raw, calibrated))
+        np.testing.assert_allclose(after.joints, before.joints, atol=1e-3)
+        np.testing.assert_allclose(after.sigma, scale * before.sigma**0.8, rtol=1e-4)
+        sigma.append(after.sigma.mean())
+        errors.append(np.linalg.norm(after.joints - frames.groundtruth, axis=-1).mean())
+    assert np.mean(sigma) == pytest.approx(np.mean(errors), rel=1e-3)
 
 
 def test_ablations_are_trained_and_exported(
