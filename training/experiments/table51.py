@@ -145,8 +145,10 @@ def main(
         raise typer.Exit(2)
     cache = out / "features"
     build_cache(cache, HandPoseEstimator.from_config(base.model, encoder), images, images_id)
-    results: dict[str, dict[str, dict[str, float]]] = {}
-    for seed in (int(s) for s in seeds.split(",")):
+    file = out / "table51.json"
+    results: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    chosen = [int(s) for s in seeds.split(",")]
+    for seed in chosen:
         experiment = replace(base, seed=seed)
         parts = out / f"seed{seed}"
         parts.mkdir(parents=True, exist_ok=True)
@@ -162,14 +164,16 @@ def main(
             if not (folder / "estimator.safetensors").is_file():
                 torch.manual_seed(seed)
                 run_row(experiment, row, encoder, cache, folder, parts, threads)
+            elif str(seed) in results.get(name, {}):
+                continue
             model = HandPoseEstimator.load(folder / "estimator.safetensors")
             results.setdefault(name, {})[str(seed)] = figures(model, replace(experiment, model=model.config), folder)
         goal = 1.1 * min(by_seed[str(seed)]["best_validation_mm"] for by_seed in results.values())
         for name in ROWS:
             reached = [epoch for epoch, error in enumerate(curve(folder_of(parts, name)), 1) if error <= goal]
             results[name][str(seed)]["epochs_to_goal"] = float(reached[0]) if reached else float("nan")
-        (out / "table51.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print_table(results)
+        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print_table({name: {str(seed): by_seed[str(seed)] for seed in chosen} for name, by_seed in results.items()})
 
 
 def folder_of(parts: Path, name: str) -> Path:
@@ -179,15 +183,15 @@ def folder_of(parts: Path, name: str) -> Path:
 
 def print_table(results: dict[str, dict[str, dict[str, float]]]) -> None:
     """Means over the seeds, and half the range."""
-    columns = ["before_mm", "after_mm", "before_visible_mm", "after_visible_mm", "before_hidden_mm", "after_hidden_mm", "auc"]
-    columns += ["epochs_to_goal"]
-    print(f"{'':48s}" + "".join(f"{c.removesuffix('_mm'):>18s}" for c in columns) + f"{'thesis':>10s}")
+    columns = {"before_mm": "before", "after_mm": "after", "before_visible_mm": "visible", "after_visible_mm": "after"}
+    columns |= {"before_hidden_mm": "hidden", "after_hidden_mm": "after", "auc": "AUC", "epochs_to_goal": "epochs"}
+    print(f"{'mm':46s}" + "".join(f"{c:>14s}" for c in columns.values()) + f"{'thesis':>8s}")
     for name, by_seed in results.items():
         cells = ""
         for column in columns:
             values = torch.tensor([r.get(column, float("nan")) for r in by_seed.values()])
-            cells += f"{values.nanmean():11.2f} ± {(values.max() - values.min()) / 2:4.2f}"
-        print(f"{name:48s}{cells}{THESIS_MM.get(name, float('nan')):10.2f}")
+            cells += f"{values.nanmean():8.2f} ±{(values.max() - values.min()) / 2:5.2f}"
+        print(f"{name:46s}{cells}{THESIS_MM.get(name, float('nan')):8.2f}")
 
 
 if __name__ == "__main__":
