@@ -1,11 +1,13 @@
 // jointbert._cuda for a GPU that the host plays: the module's own sources, with kernels run by fibers.h and this
 // runtime. A stream does what it was asked when somebody waits for it, not before; memory of the device is the host's,
-// and filled with NaN when it is taken. One call can be told to fail.
+// and filled with NaN when it is taken. One call can be told to fail. As CUDA's runtime it may be called from any
+// thread: one at a time is at work.
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -21,10 +23,12 @@ struct Stream {
 struct Played {
     std::map<void*, Stream*> streams;
     std::string failing;
-    int devices = 1, current = 0;
+    int devices = 1;
     long allocated = 0;
     Stream legacy;
+    std::recursive_mutex working;
 } played;
+thread_local int current_device = 0;
 
 Stream& stream_of(cudaStream_t stream) {
     const auto found = played.streams.find(stream);
@@ -62,7 +66,9 @@ cudaError_t take(void** memory, std::size_t bytes) {
 
 }  // namespace
 
+#define ALONE const std::lock_guard<std::recursive_mutex> alone(played.working)
 #define CALL(name) \
+    ALONE;         \
     if (const cudaError_t code = result(#name); code != cudaSuccess) return code
 
 extern "C" {
@@ -72,10 +78,10 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { return *device = played.current, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) {
     if (device < 0 || device >= played.devices) return cudaErrorInvalidDevice;
-    return played.current = device, cudaSuccess;
+    return current_device = device, cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t code) { return code == cudaErrorUnknown ? "unknown error" : "error"; }
@@ -100,6 +106,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    ALONE;
     *reinterpret_cast<cudaStream_t*>(event) = stream;
     return cudaSuccess;
 }
@@ -129,6 +136,7 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
     return cudaSuccess;
 }
 cudaError_t cudaMemPoolDestroy(cudaMemPool_t) {
+    ALONE;
     --played.allocated;
     return cudaSuccess;
 }
@@ -141,6 +149,7 @@ cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
     return take(memory, bytes);
 }
 cudaError_t cudaFree(void* memory) {
+    ALONE;
     finish_all();
     played.allocated -= memory != nullptr;
     std::free(memory);
@@ -166,6 +175,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    ALONE;
     Stream* old = played.streams.at(stream);
     finish(*old);
     played.streams.erase(stream);
@@ -184,10 +194,10 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    ALONE;
     *graph = reinterpret_cast<cudaGraph_t>(stream_of(stream).recording);
     stream_of(stream).recording = nullptr;
-    CALL(cudaStreamEndCapture);
-    return cudaSuccess;
+    return result("cudaStreamEndCapture");
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* ready, cudaGraph_t graph, unsigned long long) {
     CALL(cudaGraphInstantiate);
@@ -199,6 +209,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    ALONE;
     finish_all();
     delete reinterpret_cast<std::vector<Work>*>(graph);
     return cudaSuccess;
@@ -213,7 +224,10 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
 // For the tests, by ctypes: the next call of a name fails; how many devices there are; what is allocated now.
 extern "C" {
 #pragma GCC visibility push(default)
-void played_fail(const char* call) { played.failing = call; }
+void played_fail(const char* call) {
+    ALONE;
+    played.failing = call;
+}
 void played_devices(int count) { played.devices = count; }
 long played_allocated() { return played.allocated; }
 #pragma GCC visibility pop
@@ -221,7 +235,10 @@ long played_allocated() { return played.allocated; }
 
 namespace {
 const bool ready = [] {
-    jointbert::fibers::launcher() = [](cudaStream_t stream, Work launch) { enqueue(stream, std::move(launch)); };
+    jointbert::fibers::launcher() = [](cudaStream_t stream, Work launch) {
+        ALONE;
+        enqueue(stream, std::move(launch));
+    };
     return true;
 }();
 }  // namespace

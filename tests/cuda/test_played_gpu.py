@@ -327,6 +327,25 @@ def test_the_same_alone_in_a_batch_and_from_any_thread(poses: np.ndarray, make: 
         np.testing.assert_array_equal(one, whole[i])
 
 
+def test_sessions_come_and_go_while_others_work(poses: np.ndarray, make: Callable[..., Refiner]) -> None:
+    refiner = make(backend="cuda")
+    expected = refiner(poses[:20])
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            GraphSession({"x": ((4,), "float32")}, {"y": ((4,), "float32")}, rows=2)
+
+    beside = threading.Thread(target=come_and_go)
+    beside.start()
+    try:
+        for i in range(20):
+            np.testing.assert_array_equal(refiner(poses[i]), expected[i])
+    finally:
+        ended.set()
+        beside.join()
+
+
 def test_more_orders_than_graphs_are_kept(few: np.ndarray, make: Callable[..., Refiner]) -> None:
     refiner = make(backend="cuda")
     names = list(jointbert.JOINT_NAMES)
@@ -512,3 +531,50 @@ def test_heatmaps_by_address(module: ModuleType) -> None:
     np.testing.assert_allclose(depth, maps.reshape(18, -1).astype(float) @ weight.T.astype(float) + bias, rtol=1e-6)
     with pytest.raises(ValueError, match="up to 128 x 128"):
         module.soft_argmax_depth(0, 0, 1, 129, 8, False, 1.0, -1, *head, *results, 0, 0, 0)
+
+
+def test_an_estimator_s_refiner_is_one_launch(few: np.ndarray, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors as the estimator has them, in the place of its own refiner."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torchvision")
+    from jointbert.backends import torch_estimator
+    from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
+    from jointbert.models.refiner import JointRefiner, RefinerConfig
+
+    class OnHost:
+        """torch's library, whose GPU is the host."""
+
+        stream = 0
+
+        def read(self, tensor: Any) -> DeviceArray:
+            tensor = tensor.contiguous()
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), dtype, 0, tensor, self.stream)
+
+        def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+            return self.read(torch.empty(shape, dtype=getattr(torch, dtype)))
+
+        def converted(self, value: Any, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
+            return self.read(value.to(getattr(torch, dtype)).expand(shape))
+
+        def result(self, array: DeviceArray) -> Any:
+            load_module().synchronize(self.stream, 0)
+            return array.owner
+
+    monkeypatch.setattr(torch_estimator, "read", lambda tensor, name: (OnHost().read(tensor), OnHost()))
+    config = RefinerConfig(layers=1)
+    model = HandPoseEstimator(EstimatorConfig(size=32, backbone="resnet18", width=8, depth=2, refiner=config)).eval()
+    assert model.refiner is not None
+    model.refiner.load_state_dict(JointRefiner.load(small).state_dict())
+    assert torch_estimator.OneLaunch.fits(model.refiner)
+    assert not torch_estimator.OneLaunch.fits(JointRefiner(RefinerConfig(layers=1, width=64)))
+    launch = torch_estimator.OneLaunch(model.refiner, "f16")
+    joints = torch.from_numpy(few).float()
+    confidence = torch.linspace(0, 1, 5 * 14).view(5, 14)
+    for left in (None, torch.tensor([True, False, False, True, False])):
+        with torch.inference_mode():
+            expected, sigma = model.refine(joints, confidence, left)
+            found, found_sigma = launch(joints, confidence, left)
+        np.testing.assert_allclose(found, expected, atol=0.05)
+        np.testing.assert_allclose(found_sigma, sigma, rtol=0.05)
+        assert (expected - joints).abs().max() > 0.1
