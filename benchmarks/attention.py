@@ -1,6 +1,6 @@
 """Where do the refiner's joints look, layer by layer: along bones, along indices, at themselves?
 
-    python benchmarks/attention.py --data DIR --figures docs
+    python benchmarks/attention.py --data DIR --figures OUT
 
 The thesis (chapter 6) sees its lower layers look at adjacent indices and its higher ones further. On the validation frames of
 published predictions, every method weighing the same. ``--figures`` draws layers 2, 4, ..., 12 by head (figures 5.4 to 5.9).
@@ -20,9 +20,10 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jointbert.evaluation.attention import print_shares
-from jointbert.evaluation.figures import save_attention
+from jointbert.evaluation.figures import save_attention_layers
 from jointbert.models.refiner import JointRefiner, encode
 from training.data.nyu import VALIDATION, read_published
+from training.errors import one_sentence
 
 
 def mean_attention(model: JointRefiner, poses: torch.Tensor) -> np.ndarray:
@@ -43,15 +44,14 @@ def main(
     figures: Annotated[Path | None, typer.Option(help="Folder for a picture of every second layer.", file_okay=False)] = None,
 ) -> None:
     """Print the shares by layer."""
-    frames = read_published(data).frames(slice(VALIDATION.start, VALIDATION.stop, stride))
-    poses = np.concatenate(list(frames.predictions.values())).astype(np.float32)
-    attention = mean_attention(JointRefiner.load(weights), torch.from_numpy(poses))
-    print(f"{weights}: {len(poses)} poses")
-    print_shares(attention)
-    if figures is not None:
-        figures.mkdir(parents=True, exist_ok=True)
-        for layer in range(2, len(attention) + 1, 2):
-            save_attention(figures / f"attention-{layer:02d}.png", attention[layer - 1], f"layer {layer}")
+    with one_sentence():
+        frames = read_published(data).frames(slice(VALIDATION.start, VALIDATION.stop, stride))
+        poses = np.concatenate(list(frames.predictions.values())).astype(np.float32)
+        attention = mean_attention(JointRefiner.load(weights), torch.from_numpy(poses))
+        print(f"{weights}: {len(poses)} poses")
+        print_shares(attention)
+        if figures is not None:
+            save_attention_layers(figures, attention)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from jointbert.bench import cpu_name, interleaved, pin
 from jointbert.models.estimator import HandPoseEstimator
 from training.config import EstimatorExperiment, ImageDataConfig, read_experiment
 from training.data.batches import Batch, OneByOne
-from training.data.feature_cache import FeatureCache, build_cache, size_of
+from training.data.feature_cache import FeatureCache, build_cache
+from training.errors import one_sentence
 from training.estimator import EstimatorTraining, training_set
 
 CONFIG = Path(__file__).resolve().parents[1] / "training/configs/estimator/thesis-hourglass.yaml"
@@ -36,12 +37,13 @@ def main(
     config: Annotated[Path, typer.Option(help="Experiment whose sizes are taken.", exists=True, dir_okay=False)] = CONFIG,
     batch: Annotated[int, typer.Option(help="Images a step.", min=2)] = 8,
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    seconds: Annotated[float, typer.Option(help="How long to measure.")] = 60.0,
+    seconds: Annotated[float, typer.Option(help="How long to measure.", min=0.1)] = 60.0,
 ) -> None:
     """Print the times of a step."""
     torch.set_num_threads(threads)
     cores = pin(threads)
-    experiment = read_experiment(config, EstimatorExperiment)
+    with one_sentence():
+        experiment = read_experiment(config, EstimatorExperiment)
     experiment = replace(experiment, data=ImageDataConfig(images=4 * batch), model=replace(experiment.model, refiner=None))
     model = HandPoseEstimator(experiment.model)
     model.encoder.freeze()
@@ -50,9 +52,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         build_cache(folder, model, images, images_id)
         cache = FeatureCache(folder, model, images_id)
-        header = {"count": 1, "shapes": {}, "types": {}}
-        for name, array in cache.arrays.items():
-            header["shapes"][name], header["types"][name] = array.shape[1:], array.dtype.str  # type: ignore[index]
+        maps = sum(array[0].nbytes for name, array in cache.arrays.items() if name.startswith("map"))
         rows = list(range(batch))
         ready = images.take(rows)
         module = EstimatorTraining(experiment, model, "hourglass", cache)
@@ -70,7 +70,7 @@ def main(
         }
         times = interleaved(calls, seconds)
     print(f"{cpu_name()}, cores {cores}, {threads} thread(s); torch {torch.__version__}; {experiment.model.backbone}, ", end="")
-    print(f"{experiment.model.size} x {experiment.model.size}, {size_of(header) / 2**20:.2f} MiB an image")
+    print(f"{experiment.model.size} x {experiment.model.size}, {maps / 2**20:.2f} MiB of maps an image")
     for name, values in times.items():
         p50, p99 = np.percentile(values, (50, 99)) / 1e3 / batch
         print(f"{name:16s}{p50:10.2f} ms an image (p99 {p99:.2f})")

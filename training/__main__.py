@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -11,6 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from training.config import EstimatorExperiment, Experiment, SequenceExperiment, read_experiment
+from training.errors import one_sentence
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -21,16 +20,6 @@ Resume = Annotated[bool, typer.Option(help="Go on from out/last.ckpt if it is th
 Epochs = Annotated[int | None, typer.Option(help="Train for so many epochs instead of the config's.", min=1)]
 Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
 E_ = TypeVar("E_", Experiment, SequenceExperiment)
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Bad input ends in a sentence and exit code 2."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 def _experiment(config: Path, kind: type[E_], nyu: Path | None, leap: Path | None, epochs: int | None) -> E_:
@@ -53,7 +42,7 @@ def pretrain_refiner(
     """Pre-trains the joint refinement module by an experiment's yaml file."""
     from training.refiner import pretrain
 
-    with _one_sentence():
+    with one_sentence():
         best = pretrain(_experiment(config, Experiment, nyu, leap, epochs), out, resume, threads)
     typer.echo(f"best checkpoint: {best}")
 
@@ -73,7 +62,7 @@ def export_refiner(
     """Writes a checkpoint's refiner (the averaged weights, where it has them) as safetensors."""
     from training.refiner import export
 
-    with _one_sentence():
+    with one_sentence():
         export(checkpoint, out, gain, sigma_power, nyu)
     typer.echo(f"wrote {out}")
 
@@ -92,7 +81,7 @@ def ablations(
     """Pre-trains and exports every experiment of a folder, one after the other; goes on where it stopped."""
     from training.refiner import export, pretrain
 
-    with _one_sentence():
+    with one_sentence():
         files = sorted(configs.glob("*.yaml"))
         if not files:
             raise ValueError(f"{configs}: there is no experiment (*.yaml)")
@@ -117,7 +106,7 @@ def train_sequence(
     """Trains the sequence refiner on a single-frame refiner by an experiment's yaml file."""
     from training.sequence import train_sequence
 
-    with _one_sentence():
+    with one_sentence():
         experiment = _experiment(config, SequenceExperiment, nyu, leap, epochs)
         best = train_sequence(replace(experiment, first=first or experiment.first), out, resume, threads)
     typer.echo(f"best checkpoint: {best}")
@@ -135,7 +124,7 @@ def export_sequence(
     """Writes a checkpoint's sequence refiner (the averaged weights, where it has them) as safetensors."""
     from training.sequence import export_sequence
 
-    with _one_sentence():
+    with one_sentence():
         export_sequence(checkpoint, first, out, gain)
     typer.echo(f"wrote {out}")
 
@@ -174,7 +163,7 @@ def pretrain_encoder(
     from jointbert.models.estimator import HandPoseEstimator
     from training.estimator import train
 
-    with _one_sentence():
+    with one_sentence():
         experiment = _image_experiment(config, nyu, epochs)
         torch.manual_seed(experiment.seed)
         model = HandPoseEstimator(experiment.model)
@@ -200,7 +189,7 @@ def pretrain_hourglass(
     from jointbert.models.estimator import HandPoseEstimator
     from training.estimator import train
 
-    with _one_sentence():
+    with one_sentence():
         experiment = _image_experiment(config, nyu, epochs)
         torch.manual_seed(experiment.seed)
         model = HandPoseEstimator.from_config(experiment.model, encoder)
@@ -229,7 +218,7 @@ def train(
     from training.estimator import hourglass_parts, load_parts
     from training.estimator import train as train_estimator
 
-    with _one_sentence():
+    with one_sentence():
         experiment = _image_experiment(config, nyu, epochs)
         torch.manual_seed(experiment.seed)
         model = HandPoseEstimator.from_config(experiment.model, None if encoder == "random" else encoder, refiner)
@@ -256,7 +245,7 @@ def cache_features(
     from training.data.feature_cache import build_cache
     from training.estimator import training_set
 
-    with _one_sentence():
+    with one_sentence():
         torch.set_num_threads(threads)
         experiment = _image_experiment(config, nyu, None)
         images, images_id = training_set(experiment.data, experiment.model)
@@ -276,7 +265,7 @@ def export_estimator(
     """Writes a checkpoint's estimator (the averaged weights, where it has them); the best one's is written after training."""
     from training.estimator import export_estimator as export
 
-    with _one_sentence():
+    with one_sentence():
         export(checkpoint, out)
     typer.echo(f"wrote {out}")
 
@@ -292,7 +281,7 @@ def render_hands(
     """Draws rendered hands with their joints, hidden ones hollow, and says how many images a second there are on one thread."""
     from training.render_hands import draw, write_depth
 
-    with _one_sentence():
+    with one_sentence():
         speed = draw(out, seed)
         if depth is not None:
             write_depth(depth, seed)
@@ -308,7 +297,7 @@ def make_demo(
     """Generates the demo's sample: procedural hands with errors of a model fitted to subject 1's."""
     from training.demo import make_demo
 
-    with _one_sentence():
+    with one_sentence():
         make_demo(nyu, out)
     typer.echo(f"wrote {out}")
 

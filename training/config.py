@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -135,8 +135,8 @@ class EstimatorExperiment:
     """One training run of the estimator: of its encoder, of its hourglass, or of all that is not frozen."""
 
     name: str
+    model: EstimatorConfig
     seed: int = 0
-    model: EstimatorConfig = field(default_factory=EstimatorConfig)
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     loss: EstimatorLossConfig = field(default_factory=EstimatorLossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -169,6 +169,8 @@ def _build(kind: type[T], content: object, where: str) -> T:
         raise ValueError(
             f"{where}: unknown {', '.join(map(repr, sorted(unknown)))}; expected some of {', '.join(sorted(known))}"
         )
+    if missing := [f.name for f in fields(kind) if f.default is f.default_factory is MISSING and f.name not in content]:  # type: ignore[arg-type]
+        raise ValueError(f"{where}: {missing[0]!r} is missing")
     try:
         return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in content.items()})
     except TypeError as error:

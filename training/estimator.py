@@ -177,7 +177,7 @@ def prepare(model: HandPoseEstimator, stage: Stage) -> None:
 
 @torch.no_grad()
 def estimate_statistics(model: HandPoseEstimator, batches: Iterable[Batch]) -> None:
-    """Batch norm's mean and variance as the mean over batches, of every such layer that is not frozen."""
+    """Batch norm's mean and variance as the mean over batches, at least one, of every such layer that is not frozen."""
     was_training = model.training
     model.train()
     layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
@@ -185,12 +185,16 @@ def estimate_statistics(model: HandPoseEstimator, batches: Iterable[Batch]) -> N
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # a plain mean
-    for batch in batches if layers else ():
-        crops = batch.images.crops
-        model.dense_from_maps(model.encode(crops) if batch.maps is None else list(batch.maps), crops)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    model.train(was_training)
+    try:
+        for batch in batches if layers else ():
+            crops = batch.images.crops
+            model.dense_from_maps(model.encode(crops) if batch.maps is None else list(batch.maps), crops)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        model.train(was_training)
+    if any(layer.num_batches_tracked == 0 for layer in layers):
+        raise ValueError("batches: there are none to take statistics of")
 
 
 @torch.inference_mode()

@@ -106,7 +106,13 @@ def load_checkpoint(checkpoint: Path) -> tuple[JointRefiner, dict[str, Any]]:
 def calibrate_sigma(model: JointRefiner, published: Published, power: float, stride: int = 4) -> float:
     """Puts a calibration of sigma into the head: ``scale * sigma ** power`` in millimetres, with the scale at which its mean is
     that of the errors, over methods and joints alike, where each method's mean error is stated. A power below 1 brings large
-    and small ones together. Returns the scale."""
+    and small ones together. Returns the scale.
+
+    Raises:
+        ValueError: a power that is not positive.
+    """
+    if not power > 0:
+        raise ValueError(f"power: got {power}; expected a positive number")
     frames = published.frames(slice(None, None, stride))
     total = np.zeros(2)  # of errors, and of powers of sigma
     for poses in frames.predictions.values():
@@ -126,8 +132,16 @@ def export(
     checkpoint: Path, out: Path, gain: float | None = None, sigma_power: float | None = None, nyu: Path | None = None
 ) -> None:
     """Writes the refiner of a checkpoint as safetensors; ``gain`` replaces the factor that validation chose. With
-    ``sigma_power``, sigma is calibrated (:func:`calibrate_sigma`) on subject 1's frames."""
+    ``sigma_power``, sigma is calibrated (:func:`calibrate_sigma`) on subject 1's frames, of ``nyu`` or where it was trained.
+
+    Raises:
+        ValueError: not a checkpoint of :func:`pretrain`, one whose sigma was not trained, ``nyu`` without ``sigma_power``.
+    """
     model, run = load_checkpoint(checkpoint)
+    if sigma_power is None and nyu is not None:
+        raise ValueError("--nyu: the predictions are read for --sigma-power alone")
+    if sigma_power is not None and run["experiment"]["optim"]["loss"] != "likelihood":
+        raise ValueError(f"--sigma-power: {checkpoint} was trained with the loss 'l2', which teaches no sigma")
     if gain is not None:
         model.observed_gain.fill_(gain)
     about = describe(run) | {"observed_gain": f"{model.observed_gain.item():g}"}

@@ -52,11 +52,13 @@ def attention_shares(attention: np.ndarray) -> AttentionShares:
     """The shares of ``(..., 14, 14)`` attention, whose rows add up to 1.
 
     Raises:
-        ValueError: another shape, or rows that add up to something else.
+        ValueError: another shape, nothing at all, or rows that add up to something else.
     """
     attention = np.asarray(attention, np.float64)
     if attention.shape[-2:] != (NUM_JOINTS, NUM_JOINTS):
         raise ValueError(f"attention: got the shape {attention.shape}; expected (..., {NUM_JOINTS}, {NUM_JOINTS})")
+    if not attention.size:
+        raise ValueError(f"attention: got the shape {attention.shape}; there is nothing to take a mean of")
     if not np.allclose(attention.sum(-1), 1, atol=1e-3):
         raise ValueError("attention: rows that do not add up to 1")
     mean = attention.reshape(-1, NUM_JOINTS, NUM_JOINTS).mean(0)
@@ -66,7 +68,13 @@ def attention_shares(attention: np.ndarray) -> AttentionShares:
 
 
 def print_shares(layers: np.ndarray) -> None:
-    """Prints a line a layer of ``(layers, ..., 14, 14)`` attention, and of uniform attention."""
+    """Prints a line a layer of ``(layers, ..., 14, 14)`` attention, and of uniform attention.
+
+    Raises:
+        ValueError: as :func:`attention_shares`; no layers.
+    """
+    if not len(layers):
+        raise ValueError("attention: there are no layers")
     print(f"{'layer':>8s}{'by bone':>12s}{'by index':>12s}{'both':>12s}{'itself':>12s}{'span':>12s}")
     rows = [(str(i), attention_shares(layer)) for i, layer in enumerate(layers, 1)]
     for name, row in [*rows, ("uniform", UNIFORM)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,16 @@ def before_after(path: str | Path, groundtruth: np.ndarray, prediction: np.ndarr
     plt.close(figure)
 
 
-def save_estimate(path: str | Path, crop: np.ndarray, heatmaps: np.ndarray, uv: np.ndarray, joints: np.ndarray) -> None:
+def save_estimate(
+    path: str | Path,
+    crop: np.ndarray,
+    heatmaps: np.ndarray,
+    uv: np.ndarray,
+    joints: np.ndarray,
+    groundtruth: np.ndarray | None = None,
+) -> None:
     """Writes the picture of :func:`estimate_figure`."""
-    figure = estimate_figure(crop, heatmaps, uv, joints)
+    figure = estimate_figure(crop, heatmaps, uv, joints, groundtruth)
     figure.savefig(path, dpi=110)
     _pyplot().close(figure)
 
@@ -136,8 +144,34 @@ def save_attention(path: str | Path, attention: np.ndarray, title: str = "") -> 
     """Writes a picture of one layer's attention ``(heads, 14, 14)``: every head, and their mean (thesis, figures 5.4 to 5.9).
 
     Raises:
-        ImportError: matplotlib is missing.
+        ValueError: another shape. ImportError: matplotlib is missing.
     """
+    figure = attention_figure(attention, title)
+    figure.savefig(path, dpi=110)
+    _pyplot().close(figure)
+
+
+def save_attention_layers(folder: Path, attention: np.ndarray) -> list[Path]:
+    """Writes pictures of every second layer of ``(layers, heads, 14, 14)``, of a single layer's own; returns their paths.
+
+    Raises:
+        ValueError: another shape. ImportError: matplotlib is missing.
+    """
+    if np.ndim(attention) != 4 or not len(attention):
+        raise ValueError(f"attention: got the shape {np.shape(attention)}; expected (layers, heads, 14, 14)")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {layer: folder / f"attention-{layer:02d}.png" for layer in range(min(2, len(attention)), len(attention) + 1, 2)}
+    for layer, path in paths.items():
+        save_attention(path, attention[layer - 1], f"layer {layer}")
+    return list(paths.values())
+
+
+def attention_figure(attention: np.ndarray, title: str = "") -> Any:
+    """The matplotlib figure of :func:`save_attention`: rows look at columns."""
+    attention = np.asarray(attention, np.float64)
+    joints = len(JOINT_NAMES)
+    if attention.ndim != 3 or attention.shape[1:] != (joints, joints) or not len(attention):
+        raise ValueError(f"attention: got the shape {attention.shape}; expected (heads, {joints}, {joints})")
     plt = _pyplot()
     panels = [(f"head {i}", head) for i, head in enumerate(attention, 1)] + [("mean of the heads", attention.mean(0))]
     columns = int(np.ceil(np.sqrt(len(panels))))
@@ -145,30 +179,43 @@ def save_attention(path: str | Path, attention: np.ndarray, title: str = "") -> 
     figure, grid = plt.subplots(rows, columns, figsize=(3.2 * columns, 3.1 * rows), constrained_layout=True, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, (name, matrix) in zip(grid.flat, panels, strict=False):
+    for i, (axes, (name, matrix)) in enumerate(zip(grid.flat, panels, strict=False)):
         axes.set_axis_on()
         shown = axes.imshow(matrix, cmap="magma", vmin=0, vmax=max(0.01, float(matrix.max())))
         axes.set_title(name, fontsize=10)
-        axes.set_xticks(range(len(JOINT_NAMES)))
-        axes.set_yticks(range(len(JOINT_NAMES)))
-        first = axes in grid[:, 0]
-        axes.set_yticklabels(JOINT_NAMES if first else [], fontsize=6)
-        axes.set_xticklabels(JOINT_NAMES if axes in grid[-1] else [], rotation=90, fontsize=6)
+        axes.set_xticks(range(joints))
+        axes.set_yticks(range(joints))
+        axes.set_yticklabels(JOINT_NAMES if i % columns == 0 else [], fontsize=6)
+        lowest = i + columns >= len(panels)  # nothing is drawn below it
+        axes.set_xticklabels(JOINT_NAMES if lowest else [], rotation=90, fontsize=6)
         figure.colorbar(shown, ax=axes, shrink=0.8).ax.tick_params(labelsize=6)
     figure.suptitle(title)
     figure.supylabel("from", fontsize=9)
     figure.supxlabel("to", fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
-def save_joint_errors(path: str | Path, errors: dict[str, np.ndarray]) -> None:
-    """Writes bars of the mean error by joint, for each name's ``(frames, 14)`` errors in mm, with the mean of all joints and
-    bars of its standard error (thesis, figure 5.3).
+def save_joint_errors(path: str | Path, errors: Mapping[str, np.ndarray]) -> None:
+    """Writes bars of the mean error by joint and of all joints, for each name's ``(frames, 14)`` errors in mm; whiskers are
+    the means' standard errors (thesis, figure 5.3).
 
     Raises:
-        ImportError: matplotlib is missing.
+        ValueError: no names, another shape, errors that are not finite. ImportError: matplotlib is missing.
     """
+    figure = joint_errors_figure(errors)
+    figure.savefig(path, dpi=110)
+    _pyplot().close(figure)
+
+
+def joint_errors_figure(errors: Mapping[str, np.ndarray]) -> Any:
+    """The matplotlib figure of :func:`save_joint_errors`."""
+    if not errors:
+        raise ValueError("errors: expected at least one name with its errors")
+    for name, values in errors.items():
+        if np.ndim(values) != 2 or np.shape(values)[1] != len(JOINT_NAMES) or not len(values):
+            raise ValueError(f"errors: {name!r} has the shape {np.shape(values)}; expected (frames, {len(JOINT_NAMES)})")
+        if not np.isfinite(values).all():
+            raise ValueError(f"errors: {name!r} has values that are not finite")
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(11, 4.2), constrained_layout=True)
     places = np.arange(len(JOINT_NAMES) + 1)
@@ -182,5 +229,4 @@ def save_joint_errors(path: str | Path, errors: dict[str, np.ndarray]) -> None:
     axes.set_ylabel("mean error, mm")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -99,6 +99,10 @@ class Dense(NamedTuple):
     directions: Tensor | None  # [B, 14, 3, S, S], of an AWR head
 
 
+Refine = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""Joints, confidence and left hands to refined joints and sigma: see :meth:`HandPoseEstimator.refine`."""
+
+
 class HandPoseEstimator(nn.Module):
     """Image in, 14 joints out, refined: encoder, hourglass, 3D regression, refiner. 30.5M parameters by default, of which the
     refiner has 5.2 %."""
@@ -175,7 +179,7 @@ class HandPoseEstimator(nn.Module):
             raise ValueError(f"left: got {left.dtype} of the shape {tuple(left.shape)}; expected bool ({images.shape[0]},)")
         crop = Crop.around(centres.float(), camera, self.config.cube_mm if cube_mm is None else cube_mm, self.config.size)
         self.check_centres(images, crop)
-        found = self._estimate(images.float(), crop, left)
+        found = self._estimate(images.float(), crop, left, self.refine)
         if self.config.image == "depth":
             empty = (found.crops >= 1).flatten(1).all(1)
             if bool(empty.any()):
@@ -183,21 +187,22 @@ class HandPoseEstimator(nn.Module):
                 raise ValueError(f"images: there is no depth within the cube around the centre of image {i}")
         return found
 
-    def run(self, images: Tensor, centres: Tensor, camera: Tensor, left: Tensor) -> Estimate:
-        """:meth:`forward` without its checks, which look at values: what is exported.
+    def run(self, images: Tensor, centres: Tensor, camera: Tensor, left: Tensor, refine: Refine | None = None) -> Estimate:
+        """:meth:`forward` without its checks, which look at values: what is exported, and what GPUs run.
 
-        All float32 but ``left``: ``(B, C, H, W)``, ``(B, 3)``, ``(B, 4)``, ``(B,)`` bool.
+        All float32 but ``left``: ``(B, C, H, W)``, ``(B, 3)``, ``(B, 4)``, ``(B,)`` bool. ``refine`` takes the place of
+        :meth:`refine`.
         """
         half = torch.full_like(centres[:, 0], self.config.cube_mm / 2)
         turn = torch.eye(2, dtype=centres.dtype, device=centres.device).expand(centres.shape[0], 2, 2)
-        return self._estimate(images, Crop(centres, camera, half, turn, self.config.size), left)
+        return self._estimate(images, Crop(centres, camera, half, turn, self.config.size), left, refine or self.refine)
 
-    def _estimate(self, images: Tensor, crop: Crop, left: Tensor | None) -> Estimate:
+    def _estimate(self, images: Tensor, crop: Crop, left: Tensor | None, refine: Refine) -> Estimate:
         crops = crop.depth(images) if self.config.image == "depth" else crop.rgb(images)
         dense = self.dense(crops)
         joints = self.to_xyz(dense.joints, crop)
         confidence = dense.joints.confidence.float()
-        refined, sigma = self.refine(joints, confidence, left)
+        refined, sigma = refine(joints, confidence, left)
         return Estimate(joints, refined, confidence, sigma, dense.heatmaps, crops, crop.from_xyz(refined)[0])
 
     def check(self, images: Tensor, centres: Tensor) -> None:
@@ -263,23 +268,16 @@ class HandPoseEstimator(nn.Module):
         if left is not None:
             side = torch.where(left, -1.0, 1.0).to(joints.dtype).view(-1, 1)
             sign = torch.stack([side, torch.ones_like(side), torch.ones_like(side)], -1)
-        observed = torch.ones_like(confidence, dtype=torch.bool)
-        unknown = torch.full_like(joints[..., 0], torch.nan)
-        features, mean = encode(joints * sign, observed, confidence.to(joints.dtype), unknown)
-        refined, sigma = decode(joints * sign, observed, mean, self.refiner(features).float())
+        right = joints * sign
+        features, mean = self.refiner_features(right, confidence)
+        refined, sigma = decode(right, torch.ones_like(confidence, dtype=torch.bool), mean, self.refiner(features).float())
         return refined * sign, sigma
 
-    def attention(self, joints: Tensor, confidence: Tensor) -> Tensor:
-        """The refiner's attention ``(layers, B, heads, 14, 14)`` on right hands' joints ``(B, 14, 3)``, mm, before refinement.
-
-        Raises:
-            ValueError: there is no refiner.
-        """
-        if self.refiner is None:
-            raise ValueError("this estimator has no refiner")
-        unknown = torch.full_like(confidence, torch.nan)
-        features, _ = encode(joints, torch.ones_like(confidence, dtype=torch.bool), confidence.to(joints.dtype), unknown)
-        return self.refiner.attention(features)
+    @staticmethod
+    def refiner_features(joints: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+        """What the refiner sees of right hands' joints ``(B, 14, 3)``, mm, and confidence ``(B, 14)``; and the joints' mean."""
+        unknown = torch.full_like(joints[..., 0], torch.nan)
+        return encode(joints, torch.ones_like(confidence, dtype=torch.bool), confidence.to(joints.dtype), unknown)
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
         """Writes the estimator as safetensors, with its config."""

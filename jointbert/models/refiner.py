@@ -102,20 +102,28 @@ class JointRefiner(nn.Module):
 
     def hidden_and_output(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's hidden states ``(B, 14, 128)``, before the final norm, and the output."""
-        observed = features[..., 3:4] > 0.5
-        x = self._tokens(features)
+        x, observed = self._tokens(features)
         for layer in self.layers:
             x = layer(x)
         out: Tensor = self.head(self.norm(x))
         return x, torch.cat([out[..., :3] * torch.where(observed, self.observed_gain, 1.0), out[..., 3:]], -1)
 
-    def _tokens(self, features: Tensor) -> Tensor:  # [B, 14, 8] -> [B, 14, D]
-        return torch.where(features[..., 3:4] > 0.5, self.embed(features), self.mask) + self.joint_embedding
+    def _tokens(self, features: Tensor) -> tuple[Tensor, Tensor]:  # [B, 14, 8] -> [B, 14, D] and [B, 14, 1], observed
+        observed = features[..., 3:4] > 0.5
+        return torch.where(observed, self.embed(features), self.mask) + self.joint_embedding, observed
 
     @torch.no_grad()
     def attention(self, features: Tensor) -> Tensor:
-        """What each joint attends to: ``(layers, B, heads, 14, 14)``, whose rows add up to 1 (eq. 3.1; figures 5.4 to 5.9)."""
-        x, matrices = self._tokens(features), []
+        """What each joint attends to, given ``(B, 14, 8)`` features: ``(layers, B, heads, 14, 14)``, whose rows add up to 1
+        (eq. 3.1; figures 5.4 to 5.9).
+
+        Raises:
+            ValueError: another shape.
+        """
+        shape = tuple(features.shape)
+        if len(shape) != 3 or shape[1:] != (NUM_JOINTS, self.config.features):
+            raise ValueError(f"features: got the shape {shape}; expected (B, {NUM_JOINTS}, {self.config.features})")
+        x, matrices = self._tokens(features)[0], []
         for layer in self.layers:
             assert isinstance(layer, Layer)
             x, matrix = layer.attend(x)

@@ -29,6 +29,13 @@ def test_what_is_no_attention_is_refused() -> None:
         attention_shares(np.ones((14, 14)))
 
 
+def test_nothing_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="nothing to take a mean of"):
+        attention_shares(np.ones((0, 14, 14)))
+    with pytest.raises(ValueError, match="there are no layers"):
+        print_shares(np.ones((0, 2, 14, 14)))
+
+
 def test_a_line_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
     print_shares(np.stack([np.eye(14), np.full((14, 14), 1 / 14)]))
     lines = capsys.readouterr().out.splitlines()

@@ -159,6 +159,12 @@ def test_batch_norm_s_statistics_are_means_over_batches() -> None:
     for name, value in model.encoder.state_dict().items():
         torch.testing.assert_close(value, frozen[name], rtol=0, atol=0)
     assert (model.hourglass.residual.change[0].running_mean < 7).all()
+    model.eval()
+    with pytest.raises(ValueError, match="there are none to take statistics of"):
+        estimate_statistics(model, [])
+    with pytest.raises(AttributeError):
+        estimate_statistics(model, [None])  # type: ignore[list-item]
+    assert (layer.momentum, model.training) == (momentum, False)
 
 
 def test_averaged_weights_have_statistics_of_their_own(tmp_path: Path) -> None:

@@ -49,11 +49,19 @@ def test_every_row_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.M
             refines = table51.ROWS[name].refiner
             assert (row["before_mm"] == row["after_mm"]) == (not refines)
     assert "7.55" in first.output
-    # The second time nothing is trained: every row is there.
-    monkeypatch.setattr(table51, "train", lambda *_: pytest.fail("trained again"))
+    # The second time nothing is trained, nor measured: every row is there.
+    for name in ("train", "figures"):
+        monkeypatch.setattr(table51, name, lambda *_, name=name: pytest.fail(f"{name} again"))
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0, again.output
+    assert again.output.splitlines()[-7:] == first.output.splitlines()[-7:]
     assert json.loads((tmp_path / "out" / "table51.json").read_text()).keys() == results.keys()
+    # Results of something else are not gone on with.
+    other = CliRunner().invoke(app, [*arguments[:-1], "21"])
+    assert other.exit_code == 2
+    assert "results are of another experiment, encoder or options" in other.output
+    bad = CliRunner().invoke(app, [*arguments, "--seeds", "0,a"])
+    assert (bad.exit_code, bad.output) == (2, "Error: --seeds: got '0,a'; expected whole numbers with commas, such as 0,1,2\n")
 
 
 def test_pretraining_teaches_the_refiner(tmp_path: Path) -> None:

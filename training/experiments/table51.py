@@ -7,16 +7,17 @@ refiner, a refiner that was not pre-trained, a pre-trained one; all after the sa
 again without that pre-training make the thesis's 2 x 2. Each row is trained for as many steps, and measured on images that no
 training saw: mean joint error before and after refinement, of joints that the camera sees and of hidden ones (rendered hands
 know), how well the confidence tells them apart (area under the ROC curve), and the first epoch within 10 % of the best row's
-validation error. Goes on where it stopped.
+validation error. Goes on where it stopped, and refuses to with another experiment, encoder or options.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -29,6 +30,7 @@ from training import losses
 from training.config import EstimatorExperiment, read_experiment
 from training.data.feature_cache import build_cache
 from training.data.render import sample_hands
+from training.errors import one_sentence
 from training.estimator import hourglass_parts, load_parts, measure, test_set, train, training_set
 
 THESIS_MM = {"AWR": 7.70, "no refiner": 7.82, "refiner": 7.86, "pre-trained refiner": 7.55}
@@ -138,16 +140,17 @@ def main(
 ) -> None:
     """Train every row for every seed, and print the table."""
     torch.set_num_threads(threads)
-    base = read_experiment(config, EstimatorExperiment)
-    images, images_id = training_set(base.data, base.model)
-    if images is None or base.model.refiner is None:
-        typer.echo(f"Error: {config}: expected a set of images that stays (data: images: N) and a refiner", err=True)
-        raise typer.Exit(2)
-    cache = out / "features"
-    build_cache(cache, HandPoseEstimator.from_config(base.model, encoder), images, images_id)
+    with one_sentence():
+        chosen = numbers(seeds)
+        base = read_experiment(config, EstimatorExperiment)
+        images, images_id = training_set(base.data, base.model)
+        if images is None or base.model.refiner is None:
+            raise ValueError(f"{config}: expected a set of images that stays (data: images: N) and a refiner")
+        same_as_before(out / "asked.json", {**asdict(base), "encoder": digest(encoder), "refiner": [refiner_steps, noise_mm]})
+        cache = out / "features"
+        build_cache(cache, HandPoseEstimator.from_config(base.model, encoder), images, images_id)
     file = out / "table51.json"
     results: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    chosen = [int(s) for s in seeds.split(",")]
     for seed in chosen:
         experiment = replace(base, seed=seed)
         parts = out / f"seed{seed}"
@@ -168,12 +171,46 @@ def main(
                 continue
             model = HandPoseEstimator.load(folder / "estimator.safetensors")
             results.setdefault(name, {})[str(seed)] = figures(model, replace(experiment, model=model.config), folder)
-        goal = 1.1 * min(by_seed[str(seed)]["best_validation_mm"] for by_seed in results.values())
+        goal = 1.1 * min(results[name][str(seed)]["best_validation_mm"] for name in ROWS)
         for name in ROWS:
             reached = [epoch for epoch, error in enumerate(curve(folder_of(parts, name)), 1) if error <= goal]
             results[name][str(seed)]["epochs_to_goal"] = float(reached[0]) if reached else float("nan")
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print_table({name: {str(seed): by_seed[str(seed)] for seed in chosen} for name, by_seed in results.items()})
+    print_table({name: {str(seed): results[name][str(seed)] for seed in chosen} for name in ROWS})
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between them.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds: got {text!r}; expected whole numbers with commas, such as 0,1,2") from None
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def same_as_before(file: Path, asked: dict[str, Any]) -> None:
+    """Keeps what a folder's results belong to.
+
+    Raises:
+        ValueError: they belong to something else.
+    """
+    text = json.dumps(asked, indent=1, sort_keys=True) + "\n"
+    if file.is_file():
+        if file.read_text(encoding="utf-8") != text:
+            raise ValueError(
+                f"{file.parent}: its results are of another experiment, encoder or options ({file}); take another folder"
+            )
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
 
 
 def folder_of(parts: Path, name: str) -> Path:

@@ -17,22 +17,24 @@ import torch
 import typer
 
 from jointbert.evaluation.attention import print_shares
-from jointbert.evaluation.figures import estimate_figure, save_attention, save_joint_errors
+from jointbert.evaluation.figures import save_attention_layers, save_estimate, save_joint_errors
 from jointbert.models.estimator import HandPoseEstimator
 from training.config import EstimatorExperiment, read_experiment
 from training.data.batches import ImageSet
+from training.errors import one_sentence
 from training.estimator import VALIDATION_BATCH, measure, test_set
 
 
 @torch.inference_mode()
 def mean_attention(model: HandPoseEstimator, images: ImageSet) -> np.ndarray:
     """``(layers, heads, 14, 14)``, a mean over the images."""
+    assert model.refiner is not None
     total = torch.zeros(())
     for first in range(0, len(images), VALIDATION_BATCH):
         seen = images.take(list(range(first, min(first + VALIDATION_BATCH, len(images))))).images
         dense = model.dense(seen.crops)
-        joints = model.to_xyz(dense.joints, seen.crop)
-        total = total + model.attention(joints, dense.joints.confidence.float()).sum(1)
+        features, _ = model.refiner_features(model.to_xyz(dense.joints, seen.crop), dense.joints.confidence.float())
+        total = total + model.refiner.attention(features).sum(1)
     return np.asarray((total / len(images)).numpy())
 
 
@@ -45,26 +47,34 @@ def draw_samples(model: HandPoseEstimator, images: ImageSet, count: int, out: Pa
     uv, _ = seen.crop.from_xyz(refined)
     for i in range(len(refined)):
         parts = (seen.crops[i, 0], dense.heatmaps[i], uv[i], refined[i], seen.joints[i])
-        figure = estimate_figure(*(x.float().numpy() for x in parts))
-        figure.savefig(out / f"heatmaps-{i + 1}.png", dpi=110)
-        figure.clear()
+        save_estimate(out / f"heatmaps-{i + 1}.png", *(x.float().numpy() for x in parts))
 
 
 def main(
     config: Annotated[Path, typer.Option(help="Experiment whose test images are taken.", exists=True, dir_okay=False)],
     estimator: Annotated[Path, typer.Option(help="A trained estimator.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.", file_okay=False)],
+    beside: Annotated[
+        Path | None, typer.Option(help="Another estimator, whose errors are drawn beside.", exists=True, dir_okay=False)
+    ] = None,
     samples: Annotated[int, typer.Option(help="Images to draw.", min=1)] = 4,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
 ) -> None:
     """Draw the figures, and print their numbers."""
     torch.set_num_threads(threads)
-    model = HandPoseEstimator.load(estimator)
-    experiment = read_experiment(config, EstimatorExperiment)
-    images = test_set(experiment.data, model.config)
+    with one_sentence():
+        model = HandPoseEstimator.load(estimator)
+        other = HandPoseEstimator.load(beside) if beside is not None else None
+        if other is not None and (other.config.size, other.config.cube_mm) != (model.config.size, model.config.cube_mm):
+            raise ValueError(f"--beside: {beside} looks at other crops than {estimator}")
+        experiment = read_experiment(config, EstimatorExperiment)
+        images = test_set(experiment.data, model.config)
     found = measure(model, images, experiment.loss.blob)
     out.mkdir(parents=True, exist_ok=True)
-    errors = {"before refinement": found.before.numpy()}
+    errors = {}
+    if other is not None and beside is not None:
+        errors[beside.resolve().parent.name] = measure(other, images, experiment.loss.blob).after.numpy()
+    errors["before refinement"] = found.before.numpy()
     if model.refiner is not None:
         errors["after"] = found.after.numpy()
     visible = found.visible.numpy()
@@ -76,8 +86,7 @@ def main(
     if model.refiner is not None:
         attention = mean_attention(model, images)
         print_shares(attention)
-        for layer in range(2, len(attention) + 1, 2):
-            save_attention(out / f"attention-{layer:02d}.png", attention[layer - 1], f"layer {layer}")
+        save_attention_layers(out, attention)
 
 
 if __name__ == "__main__":
