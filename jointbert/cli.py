@@ -234,6 +234,7 @@ def estimate(
     depth_unit: Annotated[float, typer.Option(help="Millimetres a unit of a 16-bit or .npy depth image.")] = 1.0,
     hand: HandOption = "right",
     threads: ThreadsOption = 1,
+    device: Annotated[str, typer.Option(help="cpu, or cuda for a .safetensors file.")] = "cpu",
 ) -> None:
     """Joints of the hand in each image, by a trained estimator."""
     with _one_sentence():
@@ -245,7 +246,7 @@ def estimate(
         if hand not in HANDS:
             raise ValueError(f"--hand: got {hand!r}; expected {' or '.join(HANDS)}")
         given = None if centre == "auto" else _point(centre)
-        estimator = Estimator(model, threads)
+        estimator = Estimator(model, threads, device)
         if given is None and estimator.image == "rgb":
             raise ValueError("--centre: an RGB image has no depth to find the hand's middle by; give x,y,z")
         found, centres = [], []

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from jointbert.camera import Camera
+
+DEVICES = ("cpu", "cuda")
+PRECISIONS = ("f32", "f16", "bf16")
 
 
 class Estimated(NamedTuple):
@@ -23,27 +26,57 @@ class Estimated(NamedTuple):
     uv: np.ndarray  # (B, 14, 2): the refined joints in the crop, pixels
 
 
+class Runtime(Protocol):
+    """What runs an estimator; arrays that come here are checked."""
+
+    image: str
+    cube_mm: float
+
+    def __call__(self, images: np.ndarray, centres: np.ndarray, camera: np.ndarray, left: np.ndarray) -> Estimated:
+        """float32 images ``(B, C, H, W)``, centres ``(B, 3)``, camera ``(B, 4)``; left ``(B,)`` bool."""
+
+
 class Estimator:
     """An estimator's file, ready for images.
 
     Args:
         path: ``.safetensors``, which torch runs, or ``.onnx`` (``jointbert export``), which ONNX Runtime runs without torch.
         threads: CPU threads.
+        device: ``cpu`` or, for ``.safetensors``, ``cuda``: torch's current GPU, with this package's kernels where they are.
+        precision: the network's, of ``.safetensors``: ``f32``, ``f16`` or ``bf16``; geometry stays float32. Without it ``f32``
+            on the CPU, ``f16`` on a GPU.
 
     Raises:
-        OSError: there is no such file. ValueError: not an estimator's. ImportError: its runtime is not installed.
+        OSError: there is no such file. ValueError: not an estimator's; another device or precision. ImportError: its runtime
+        is not installed. RuntimeError: no GPU.
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], threads: int = 1, device: str = "cpu", precision: str | None = None
+    ) -> None:
         path = Path(path)
+        if device not in DEVICES:
+            raise ValueError(f"device: got {device!r}; expected {' or '.join(map(repr, DEVICES))}")
+        if precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision: got {precision!r}; expected one of {', '.join(map(repr, PRECISIONS))}")
         if not path.is_file():
             raise OSError(f"{path}: no such file")
+        self._model: Runtime
         if path.suffix == ".onnx":
+            if device != "cpu" or precision not in (None, "f32"):
+                raise ValueError(f"{path}: ONNX files run on the CPU in float32 here; a GPU takes the .safetensors file")
             from jointbert.backends.onnxruntime import OnnxEstimator
 
-            self._model: OnnxEstimator | _TorchEstimator = OnnxEstimator(path, threads)
+            self._model = OnnxEstimator(path, threads)
         elif path.suffix == ".safetensors":
-            self._model = _TorchEstimator(path, threads)
+            try:
+                from jointbert.backends.torch_estimator import TorchEstimator
+            except ImportError as error:
+                raise ImportError(
+                    f'{path}: this file needs torch and torchvision ({error}); pip install "jointbert[estimator]", or export '
+                    "it to ONNX where they are"
+                ) from None
+            self._model = TorchEstimator(path, threads, device, precision)
         else:
             raise ValueError(f"{path}: expected an estimator as .safetensors or .onnx")
 
@@ -104,29 +137,3 @@ class Estimator:
                     f"images: there is no depth within the cube around the centre of image {int(np.flatnonzero(empty)[0])}"
                 )
         return found
-
-
-class _TorchEstimator:
-    def __init__(self, path: Path, threads: int) -> None:
-        try:
-            from jointbert.models.estimator import HandPoseEstimator
-        except ImportError as error:
-            raise ImportError(
-                f'{path}: this file needs torch and torchvision ({error}); pip install "jointbert[estimator]", or export it to '
-                "ONNX where they are"
-            ) from None
-        self.model = HandPoseEstimator.load(path)
-        self.threads = threads
-        self.image, self.cube_mm = self.model.config.image, self.model.config.cube_mm
-
-    def __call__(self, images: np.ndarray, centres: np.ndarray, camera: np.ndarray, left: np.ndarray) -> Estimated:
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            with torch.inference_mode():
-                found = self.model.run(*(torch.from_numpy(x.copy()) for x in (images, centres, camera, left)))
-        finally:
-            torch.set_num_threads(before)
-        return Estimated(*(x.numpy() for x in found))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ pytest.importorskip("onnxscript")
 from PIL import Image  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
+from jointbert.backends.torch_estimator import TorchEstimator  # noqa: E402
 from jointbert.camera import NYU  # noqa: E402
 from jointbert.cli import app  # noqa: E402
 from jointbert.estimate import Estimated, Estimator  # noqa: E402
@@ -85,6 +89,110 @@ def test_it_is_the_module(files: Path) -> None:
         expected = model(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(centres), NYU)
     for name in Estimated._fields:
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name).numpy(), atol=1e-2)
+
+
+@pytest.mark.parametrize(("precision", "heatmap"), [("f16", 2e-3), ("bf16", 2e-2)])
+def test_narrow_precision(files: Path, precision: str, heatmap: float) -> None:
+    """The network is rounded, geometry is not."""
+    images, centres = scene(2)
+    found, expected = (Estimator(files / "awr.safetensors", precision=p)(images, centres, NYU) for p in (precision, None))
+    assert 0 < np.abs(found.heatmaps - expected.heatmaps).max() < heatmap
+    np.testing.assert_array_equal(found.crops, expected.crops)
+    assert all(getattr(found, name).dtype == np.float32 for name in Estimated._fields)
+    model = HandPoseEstimator.load(files / "awr.safetensors")
+    with torch.inference_mode():
+        refined, _ = model.refine(torch.from_numpy(found.joints), torch.from_numpy(found.confidence))
+    np.testing.assert_allclose(found.refined, refined.numpy(), atol=200 * heatmap)
+    np.testing.assert_allclose(found.joints, expected.joints, atol=500 * heatmap)
+
+
+class PlayedGraphs:
+    """Graphs of torch on the host: a replay is the recorded work once more, into the same memory."""
+
+    recorded, replayed, eager = 0, 0, 0
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, runtime: Any) -> None:
+        self.runtime = runtime
+        self.stream = contextlib.nullcontext
+        self.inner = runtime.run
+        beside = SimpleNamespace(wait_stream=lambda _: None)
+        monkeypatch.setattr(runtime, "run", self.run)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: beside)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: beside)
+        monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=self.replay))
+        monkeypatch.setattr(torch.cuda, "graph", self.record)
+
+    def run(self, *given: Any) -> Any:
+        self.eager += 1
+        self.given, self.found = given, self.inner(*given)
+        return self.found
+
+    @contextlib.contextmanager
+    def record(self, graph: Any, capture_error_mode: str) -> Iterator[None]:
+        yield
+        self.recorded += 1
+        graph.given, graph.found = self.given, self.found
+        graph.replay = lambda: self.replay(graph)
+
+    def replay(self, graph: Any) -> None:
+        self.replayed += 1
+        with torch.inference_mode():
+            for place, x in zip(graph.found, self.inner(*graph.given), strict=True):
+                place.copy_(x)
+
+
+def test_one_graph_for_each_shape(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded once behind a warm-up, replayed with what is given, forgotten when there are too many."""
+    runtime = TorchEstimator(files / "linear.safetensors")
+    expected = TorchEstimator(files / "linear.safetensors").run
+    played = PlayedGraphs(monkeypatch, runtime)
+
+    def check(batch: int, shift: float) -> None:
+        images, centres = scene(batch)
+        camera = torch.tensor([[NYU.fx, NYU.fy, NYU.cx, NYU.cy]]).repeat(batch, 1)
+        centres = torch.from_numpy(centres + shift).float()
+        given = (torch.from_numpy(images[:, None]), centres, camera, torch.arange(batch) % 2 == 1)
+        for found, wanted in zip(runtime.replay(*given), expected(*given), strict=True):
+            torch.testing.assert_close(found, wanted, equal_nan=True)
+
+    for shift in (0, 5, 9):
+        check(2, shift)
+    assert (played.recorded, played.replayed, played.eager) == (1, 3, 4)
+    for batch in (1, 3, 4, 5, 6, 7, 8):
+        check(batch, 0)
+    check(2, 3)  # was used last but seven: still there
+    assert (played.recorded, len(runtime._graphs)) == (8, 8)
+    check(9, 0)
+    check(1, 0)
+    assert (played.recorded, len(runtime._graphs)) == (10, 8)
+    nothing = (torch.zeros(0, 1, 48, 64), torch.zeros(0, 3), torch.zeros(0, 4), torch.zeros(0, dtype=torch.bool))
+    assert runtime.replay(*nothing).refined.shape == (0, 14, 3)
+    assert played.recorded == 10
+
+
+def test_another_refiner_may_take_the_place_of_the_network_s(files: Path) -> None:
+    runtime = TorchEstimator(files / "linear.safetensors")
+    runtime._refine = lambda joints, confidence, left: (joints + left.view(-1, 1, 1), confidence * 2)  # type: ignore[assignment]
+    images, centres = scene(2)
+    camera = np.tile(np.array([[NYU.fx, NYU.fy, NYU.cx, NYU.cy]], np.float32), (2, 1))
+    found = runtime(images[:, None], centres.astype(np.float32), camera, np.array([False, True]))
+    np.testing.assert_allclose(found.refined - found.joints, np.array([0, 1]).reshape(2, 1, 1) * np.ones((2, 14, 3)), atol=1e-3)
+    np.testing.assert_array_equal(found.sigma, 2 * found.confidence)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_devices_and_precisions_are_named(files: Path) -> None:
+    torch_file, onnx_file = files / "linear.safetensors", files / "linear.onnx"
+    with pytest.raises(ValueError, match="device: got 'gpu'; expected 'cpu' or 'cuda'"):
+        Estimator(torch_file, device="gpu")
+    with pytest.raises(ValueError, match="precision: got 'fp16'; expected one of 'f32', 'f16', 'bf16'"):
+        Estimator(torch_file, precision="fp16")
+    with pytest.raises(RuntimeError, match="device: got 'cuda'; torch finds no GPU"):
+        Estimator(torch_file, device="cuda")
+    for given in ({"device": "cuda"}, {"precision": "f16"}):
+        with pytest.raises(ValueError, match=r"linear.onnx: ONNX files run on the CPU in float32 here; a GPU takes"):
+            Estimator(onnx_file, **given)
 
 
 def test_onnx_needs_no_torch(files: Path) -> None:
@@ -180,6 +288,7 @@ def test_the_command_line_s_errors(files: Path, tmp_path: Path) -> None:
         ((image, *model, "--camera", "nyu", "--hand", "both"), "Error: --hand: got 'both'; expected right or left"),
         ((image, "--model", tmp_path / "x.onnx", "--camera", "nyu"), f"Error: {tmp_path}/x.onnx: no such file"),
         ((tmp_path / "none.png", *model, "--camera", "nyu"), f"Error: {tmp_path}/none.png: no such file"),
+        ((image, *model, "--camera", "nyu", "--device", "tpu"), "Error: device: got 'tpu'; expected 'cpu' or 'cuda'"),
         ((image, "--model", files / "rgb.onnx", "--camera", "nyu"), "Error: --centre: an RGB image has no depth"),
         (
             (image, *model, "--camera", "nyu", "--centre", "0,0,800"),

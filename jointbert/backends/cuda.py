@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -256,6 +256,11 @@ class CudaBackend:
 
     def sequence(self, weights: Weights) -> SequenceBackend:
         raise ValueError(NO_SEQUENCES)
+
+
+def compiled_for(sizes: Mapping[str, int]) -> bool:
+    """Whether the kernels can run a refiner of these sizes; of layers they take any number."""
+    return all(sizes[key] == size for key, size in _SIZES.items())
 
 
 NO_SEQUENCES = "backend: 'cuda' has no second stage (sequences, streams, calibrated persons); take 'native', and CPU arrays"

@@ -95,14 +95,14 @@ def _forward(heatmaps: Tensor, mode: str, beta: float, window: int) -> tuple[Ten
 @_forward.register_kernel("cuda")
 def _(heatmaps: Tensor, mode: str, beta: float, window: int) -> tuple[Tensor, Tensor, Tensor]:
     check_heatmaps(heatmaps, mode, beta, None if window < 0 else window)  # type: ignore[arg-type]
-    kernels = _kernels() if _has_kernel(heatmaps) else None
-    if kernels is None:
+    module = kernels() if _has_kernel(heatmaps) else None
+    if module is None:
         return _reference(heatmaps, mode, beta, window)
     maps = heatmaps.contiguous(memory_format=_layout(heatmaps))
     results = _results(maps)
     with torch.cuda.device(maps.device):
         layout, stream = not maps.is_contiguous(), torch.cuda.current_stream().cuda_stream
-        call(kernels.soft_argmax, *_sizes(maps), layout, mode == "soft", beta, window, *_addresses(results), stream)
+        call(module.soft_argmax, *_sizes(maps), layout, mode == "soft", beta, window, *_addresses(results), stream)
     return results
 
 
@@ -125,16 +125,16 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_heatmaps(heatmaps, mode, beta, None if window < 0 else window)  # type: ignore[arg-type]
     _check_linear(heatmaps, weight, bias)
-    kernels = _kernels() if _has_kernel(heatmaps) else None
-    if kernels is None:
+    module = kernels() if _has_kernel(heatmaps) else None
+    if module is None:
         return *_reference(heatmaps, mode, beta, window), _linear(heatmaps, weight, bias)
     maps = heatmaps.contiguous()
     head = (weight.to(maps.dtype).contiguous(), bias.float().contiguous())
     results = (*_results(maps), _depth_of(maps))
-    memory = maps.new_empty(kernels.soft_argmax_depth_memory(maps.shape[0]), dtype=torch.uint8)
+    memory = maps.new_empty(module.soft_argmax_depth_memory(maps.shape[0]), dtype=torch.uint8)
     with torch.cuda.device(maps.device):
         pointers = (*_addresses((*head, *results, memory)), torch.cuda.current_stream().cuda_stream)
-        call(kernels.soft_argmax_depth, *_sizes(maps), mode == "soft", beta, window, *pointers)
+        call(module.soft_argmax_depth, *_sizes(maps), mode == "soft", beta, window, *pointers)
     return results
 
 
@@ -175,8 +175,8 @@ def _backward(
 
 @_backward.register_kernel("cuda")
 def _(heatmaps: Tensor, status: Tensor, to_uv: Tensor, to_confidence: Tensor, mode: str, beta: float, window: int) -> Tensor:
-    kernels = _kernels() if _has_kernel(heatmaps) else None
-    if kernels is None:
+    module = kernels() if _has_kernel(heatmaps) else None
+    if module is None:
         return _gradient_of(heatmaps, to_uv, to_confidence, mode, beta, window)
     maps = heatmaps.contiguous(memory_format=_layout(heatmaps))
     gradient = torch.empty_like(maps, memory_format=_layout(heatmaps))
@@ -184,7 +184,7 @@ def _(heatmaps: Tensor, status: Tensor, to_uv: Tensor, to_confidence: Tensor, mo
     with torch.cuda.device(maps.device):
         pointers = (*_addresses((*told, gradient)), torch.cuda.current_stream().cuda_stream)
         layout = not maps.is_contiguous()
-        call(kernels.soft_argmax_backward, *_sizes(maps), layout, mode == "soft", beta, window, *pointers)
+        call(module.soft_argmax_backward, *_sizes(maps), layout, mode == "soft", beta, window, *pointers)
     return gradient
 
 
@@ -232,8 +232,8 @@ def _layout(heatmaps: Tensor) -> torch.memory_format:
 
 
 @lru_cache(maxsize=1)
-def _kernels() -> Any:
-    """The module, or None after a warning."""
+def kernels() -> Any:
+    """The GPU's module, or None after a warning where this installation has none."""
     try:
         return load_module()
     except ImportError as error:
