@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,20 @@ def percentiles(
             raise RuntimeError("the device had begun before all calls were enqueued: its times would hold the host's gaps")
         torch.cuda.synchronize()
         times += [1e3 * begin.elapsed_time(end) for begin, end in pairs]
+    p50, p99 = np.percentile(times, (50, 99))
+    return float(p50), float(p99)
+
+
+def wall_clock(call: Callable[[], object], repeats: int = 500, warmup: int = 50) -> tuple[float, float]:
+    """p50 and p99 of a call in microseconds, as the host sees it; the GPU is idle when it begins."""
+    for _ in range(warmup):
+        call()
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        begin = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - begin) / 1e3)
     p50, p99 = np.percentile(times, (50, 99))
     return float(p50), float(p99)
 

@@ -10,7 +10,6 @@ float16 product reaches in the same run. Then one call of refine() from Python w
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,7 +102,7 @@ def main(
         "NumPy, 256 poses, native on one core": lambda: on_cpu(poses),
     }
     for name, call in waits.items():
-        p50, p99 = wall_clock(call, torch.cuda.synchronize)
+        p50, p99 = gpu.wall_clock(call)
         print(f"{name:40s}{p50:10.1f}{p99:10.1f}")
         path = gpu.write("refine_call", {"call": name, "p50_us": p50, "p99_us": p99}, ("call",))
     print(f"wrote {path}")
@@ -119,20 +118,6 @@ def matrix_rate() -> float:
     out = torch.empty_like(a)
     p50, _ = gpu.percentiles(lambda _: torch.mm(a, b, out=out), repeats=50, warmup=10)
     return 2 * 8192**3 / (p50 * 1e-6)
-
-
-def wall_clock(call: Any, settle: Any) -> tuple[float, float]:
-    """p50 and p99 of a call in microseconds; the GPU is idle when it begins."""
-    for _ in range(50):
-        call()
-    times = []
-    for _ in range(500):
-        settle()
-        begin = time.perf_counter_ns()
-        call()
-        times.append((time.perf_counter_ns() - begin) / 1e3)
-    p50, p99 = np.percentile(times, (50, 99))
-    return float(p50), float(p99)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 #   scripts/gpu_check.sh
 #
 # Needs nvcc, compute-sanitizer, cmake and ninja or make; in the Python found first (or $PYTHON) pybind11, torch, numpy, safetensors,
-# typer, pytest, hypothesis.
+# typer, pytest, hypothesis; torchvision for the estimator.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,9 +41,12 @@ part configure 60 cmake -S . -B "$build" -G "$generator" -DPython_EXECUTABLE="$(
 part build 150 cmake --build "$build" --parallel
 export PYTHONPATH=$PWD JOINTBERT_NEEDS_GPU=1 # a GPU test that would be skipped fails
 part module 30 "$python" -c "from jointbert import _cuda; n, why = _cuda.devices(); assert n, why; print(_cuda.ARCHITECTURES)"
-part tests 90 "$python" -m pytest -p no:cacheprovider -q -W default tests/cuda/test_soft_argmax_gpu.py tests/cuda/test_refiner_gpu.py tests/models
+part tests 90 "$python" -m pytest -p no:cacheprovider -q -W default tests/cuda/test_soft_argmax_gpu.py tests/cuda/test_refiner_gpu.py \
+    tests/models --ignore tests/models/test_estimator_gpu.py
+part estimator_tests 60 "$python" -m pytest -p no:cacheprovider -q -W default tests/models/test_estimator_gpu.py
 part refiner 150 "$python" benchmarks/refiner_gpu.py
 part soft_argmax 100 "$python" benchmarks/soft_argmax_gpu.py
+part estimator 90 "$python" benchmarks/estimator_gpu.py
 # The allocator of torch would hide an access beyond a tensor's end.
 for tool in memcheck racecheck synccheck; do
     part "$tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest \

@@ -30,6 +30,7 @@ def test_figures_of_a_device(tmp_path: Path) -> None:
                 {"batch": 2, "runtime": "torch f16", "chosen": False, **times},
             ],
         },
+        "estimator": {"device": "NVIDIA Fast", "rows": [{"batch": 8, "runtime": "ours", "what": "with refiner", **times}]},
         "soft_argmax": {
             "device": "NVIDIA Fast",
             "rows": [
@@ -53,6 +54,9 @@ def test_figures_of_a_device(tmp_path: Path) -> None:
         ["256", "ours", "float16"],
     ]
     assert "87 %" in text
+    assert [line.split() for line in text.splitlines() if "with refiner" in line] == [
+        ["8", "ours,", "with", "refiner", "36", "41"]
+    ]
 
 
 def test_a_readme_without_the_marks_is_refused(tmp_path: Path) -> None:

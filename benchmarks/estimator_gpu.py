@@ -1,0 +1,113 @@
+"""What does the refiner add to a whole estimator's time on a GPU?
+
+    python benchmarks/estimator_gpu.py
+
+The thesis's sizes (30.55M parameters, untrained: time does not depend on weights), from depth images of 640 x 480 that lie on
+the GPU to joints in millimetres, with and without the refiner. ``ours``: what ``Estimator(..., device="cuda")`` runs, float16
+in a CUDA graph with our kernels for heatmaps, depths and refiner; the same with torch's own operators alone, eager and compiled
+with CUDA graphs. The device's time between two events; then one call from NumPy to NumPy.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main(
+    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,8,64",
+    compiled: Annotated[str, typer.Option(help="Those that torch.compile takes, too; each takes half a minute.")] = "1",
+    repeats: Annotated[int, typer.Option(min=10)] = 100,
+) -> None:
+    """Print the table and add it to benchmarks/results/<device>.json."""
+    import torch
+
+    from benchmarks import gpu
+
+    if not torch.cuda.is_available():
+        typer.echo("Error: torch finds no GPU", err=True)
+        raise typer.Exit(2)
+    try:
+        from jointbert.backends.torch_estimator import TorchEstimator
+        from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
+        from jointbert.models.regression import LinearDepth
+    except ImportError as error:
+        typer.echo(f"Error: the estimator needs torchvision ({error})", err=True)
+        raise typer.Exit(2) from None
+    warnings.simplefilter("ignore")
+    torch.backends.cudnn.benchmark = True
+    names = {"with refiner": EstimatorConfig(), "without refiner": replace(EstimatorConfig(), refiner=None)}
+    ours: dict[str, TorchEstimator] = {}
+    plain: dict[str, TorchEstimator] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in names.items():
+            torch.manual_seed(0)
+            path = Path(folder) / "estimator.safetensors"
+            HandPoseEstimator(config).save(path)
+            ours[name], plain[name] = (TorchEstimator(path, 1, "cuda", "f16") for _ in range(2))
+            regression = plain[name].model.regression
+            assert isinstance(regression, LinearDepth)
+            regression.plain, plain[name]._refine = True, None
+    print(f"{gpu.device()['device']}, torch {torch.__version__}, float16")
+    print(f"{'batch':>6s} {'runtime':24s}{'what':18s}{'p50 us':>10s}{'p99 us':>10s}{'share':>9s}")
+    keys = ("batch", "runtime", "what")
+    for batch in (int(b) for b in batches.split(",")):
+        given = inputs(batch)
+        on_gpu = tuple(torch.from_numpy(x).cuda() for x in given)
+        whole: dict[str, float] = {}
+        for name in names:
+            runtimes: dict[str, tuple[Callable[..., Any], int]] = {
+                "ours": (ours[name].replay, 20),
+                "torch": (plain[name].run, 1),
+            }
+            if batch in (int(b) for b in compiled.split(",") if b):
+                torch._dynamo.reset()
+                runtimes["torch.compile, graphs"] = torch.compile(plain[name].run, mode="reduce-overhead", dynamic=False), 5
+            for runtime, (run, together) in runtimes.items():
+                try:
+                    p50, p99 = gpu.percentiles(partial(on_inputs, run, on_gpu), repeats, 5, together)
+                except RuntimeError as error:
+                    print(f"{batch:6d} {runtime:24s}{name:18s} failed: {' '.join(str(error).split())[:80]}")
+                    continue
+                whole.setdefault(runtime, p50)  # with the refiner: it comes first
+                row = {"batch": batch, "runtime": runtime, "what": name, "p50_us": p50, "p99_us": p99}
+                path = gpu.write("estimator", {**row, "share": p50 / whole[runtime]}, keys)
+                share = 100 * p50 / whole[runtime]
+                print(f"{batch:6d} {runtime:24s}{name:18s}{p50:10.1f}{p99:10.1f}{share:7.1f} %", flush=True)
+        p50, p99 = gpu.wall_clock(partial(ours["with refiner"], *given), repeats, 5)
+        row = {"batch": batch, "runtime": "ours", "what": "NumPy to NumPy", "p50_us": p50, "p99_us": p99}
+        path = gpu.write("estimator", row, keys)
+        print(f"{batch:6d} {'ours':24s}{'NumPy to NumPy':18s}{p50:10.1f}{p99:10.1f}", flush=True)
+    print(f"wrote {path}")
+
+
+def on_inputs(run: Callable[..., Any], given: tuple[Any, ...], _: int) -> Any:
+    """A call as :func:`benchmarks.gpu.percentiles` makes it."""
+    return run(*given)
+
+
+def inputs(batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Depth images, centres, camera, left hands."""
+    from jointbert.camera import NYU
+
+    depth = np.zeros((batch, 1, 480, 640), np.float32)
+    depth[:, :, 180:300, 260:380] = 800
+    centres = np.tile(np.array([[0, 0, 800]], np.float32), (batch, 1))
+    camera = np.tile(np.array([[NYU.fx, NYU.fy, NYU.cx, NYU.cy]], np.float32), (batch, 1))
+    return depth, centres, camera, np.zeros(batch, bool)
+
+
+if __name__ == "__main__":
+    typer.run(main)
