@@ -251,7 +251,8 @@ def cache_features(
         images, images_id = training_set(experiment.data, experiment.model)
         if images is None:
             raise ValueError(f"{config}: data: images without end can't be cached; say how many, as in images: 2000")
-        build_cache(out, HandPoseEstimator.from_config(experiment.model, encoder), images, images_id)
+        model = HandPoseEstimator.from_config(experiment.model, encoder)
+        build_cache(out, model.to("cuda" if torch.cuda.is_available() else "cpu"), images, images_id)
     typer.echo(f"features of {len(images)} images: {out}")
 
 

@@ -73,7 +73,7 @@ class TorchEstimator:
         finally:
             torch.set_num_threads(before)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, images: Tensor, centres: Tensor, camera: Tensor, left: Tensor) -> Estimate:
         """:meth:`HandPoseEstimator.run` on tensors of this device, in this precision."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):

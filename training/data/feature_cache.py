@@ -69,7 +69,7 @@ def encoder_hash(model: HandPoseEstimator) -> str:
 
 @torch.inference_mode()
 def build_cache(folder: str | Path, model: HandPoseEstimator, images: ImageSet, images_id: str) -> None:
-    """Makes the cache, or goes on where it stopped.
+    """Makes the cache, or goes on where it stopped; on the device that the model is on.
 
     Raises:
         ValueError: an encoder that has learned nothing; a cache of something else in that folder. OSError: too little space.
@@ -78,10 +78,11 @@ def build_cache(folder: str | Path, model: HandPoseEstimator, images: ImageSet, 
     if not model.encoder.trained:
         raise ValueError("the encoder's weights are random: features of it are worth nothing; load or pre-train it first")
     model.eval()
+    device = next(model.encoder.parameters()).device
     header = _read_header(folder)
     if header is None:
         example = images.take([0]).images
-        maps = model.encode(example.crops)
+        maps = model.encode(example.crops.to(device))
         tensors = dict(zip(HandImages._fields, example, strict=True)) | {f"map{i}": m for i, m in enumerate(maps)}
         header = {
             "encoder": encoder_hash(model),
@@ -108,7 +109,7 @@ def build_cache(folder: str | Path, model: HandPoseEstimator, images: ImageSet, 
         rows = list(range(header["done"], min(header["done"] + CHUNK, header["count"])))
         batch = images.take(rows).images
         values = dict(zip(HandImages._fields, batch, strict=True))
-        values |= {f"map{i}": m for i, m in enumerate(model.encode(batch.crops))}
+        values |= {f"map{i}": m for i, m in enumerate(model.encode(batch.crops.to(device)))}
         for name, value in values.items():
             arrays[name][rows[0] : rows[-1] + 1] = value.cpu().numpy()
             arrays[name].flush()
