@@ -46,7 +46,9 @@ def main(
     model = JointRefiner.load().cuda().half()
     chosen = {0: "cluster", 1: "grid", 2: "tiles"}
     poses = load_demo().predictions
-    more = {"matrix_flop_per_s": rate, "clusters": backends["f16"].refiner(0).clusters}
+    on_device = backends["f16"].refiner(0)
+    measured = [{"poses": n, "variant": chosen[v], "us": us} for n, v, us in on_device.measured]
+    more = {"matrix_flop_per_s": rate, "clusters": on_device.clusters, "chosen": measured}
     print(f"{'batch':>6s} {'runtime':28s}{'p50 us':>10s}{'p99 us':>10s}{'of product':>12s}")
     for batch in (int(b) for b in batches.split(",")):
         joints = torch.from_numpy(np.resize(poses, (batch, 14, 3))).cuda()

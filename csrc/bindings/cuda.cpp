@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -198,6 +199,14 @@ PYBIND11_MODULE(_cuda, m) {
              py::arg("mm_per_unit"), py::arg("mirror_all"), py::arg("mirror"), py::arg("visible"),
              py::arg("confidence"), py::arg("error_mm"), py::arg("error_all_mm"), py::arg("refined"), py::arg("sigma"),
              py::arg("status"), py::arg("size_mm"), py::arg("chirality"), py::arg("stream"), py::arg("variant") = -1)
+        .def("measure", &DeviceRefiner::measure, py::arg("sizes"), py::call_guard<py::gil_scoped_release>())
+        .def_property_readonly("measured",
+                               [](const DeviceRefiner& self) {
+                                   std::vector<std::tuple<int, int, float>> rows;
+                                   for (const auto& f : self.measured())
+                                       rows.emplace_back(f.poses, int(f.variant), f.us);
+                                   return rows;
+                               })
         .def(
             "choose", [](const DeviceRefiner& self, int poses) { return int(self.choose(poses)); }, py::arg("poses"))
         .def_property_readonly("device", &DeviceRefiner::device)

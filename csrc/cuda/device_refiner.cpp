@@ -1,9 +1,79 @@
 #include "device_refiner.h"
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
 namespace jointbert::cuda {
+namespace {
+
+constexpr int kRounds = 3, kLaunches = 5;
+constexpr float kHopeless = 2;  // a split variant that takes so many times the tiles' time is not tried with more poses
+
+// A stream and two events on it.
+class Clock {
+  public:
+    Clock() {
+        try {
+            check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+            check(cudaEventCreate(&begin_), "cudaEventCreate");
+            check(cudaEventCreate(&end_), "cudaEventCreate");
+        } catch (...) {
+            release();
+            throw;
+        }
+    }
+    ~Clock() { release(); }
+    Clock(const Clock&) = delete;
+    Clock& operator=(const Clock&) = delete;
+
+    cudaStream_t stream() const { return stream_; }
+    // Microseconds of one launch, the best of some rounds; infinite where it can't be launched.
+    template <class Launch>
+    float time(const Launch& launch) {
+        if (launch() != cudaSuccess) {
+            cudaGetLastError();
+            return std::numeric_limits<float>::infinity();
+        }
+        float best = std::numeric_limits<float>::infinity();
+        for (int round = 0; round < kRounds; ++round) {
+            check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
+            for (int i = 0; i < kLaunches; ++i) check(launch(), "refine");
+            check(cudaEventRecord(end_, stream_), "cudaEventRecord");
+            check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+            float ms = 0;
+            check(cudaEventElapsedTime(&ms, begin_, end_), "cudaEventElapsedTime");
+            best = std::min(best, 1000 * ms / kLaunches);
+        }
+        return best;
+    }
+
+  private:
+    void release() {
+        if (begin_) cudaEventDestroy(begin_);
+        if (end_) cudaEventDestroy(end_);
+        if (stream_) cudaStreamDestroy(stream_);
+    }
+
+    cudaStream_t stream_ = nullptr;
+    cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
+// Points of a hand's extent: what can't be a hand would take less time.
+std::vector<float> some_hands(int count) {
+    std::vector<float> joints(std::size_t(count) * kJoints * 3);
+    for (std::size_t i = 0; i < joints.size(); i += 3) {
+        const float j = float(i / 3 % kJoints);
+        joints[i] = 60 * std::cos(j);
+        joints[i + 1] = 60 * std::sin(2 * j);
+        joints[i + 2] = 500 + 10 * j;
+    }
+    return joints;
+}
+
+}  // namespace
 
 DeviceRefiner::DeviceRefiner(const void* ends, std::size_t ends_bytes, const void* chunks, std::size_t chunks_bytes,
                              int layers, Precision precision, int device)
@@ -22,6 +92,50 @@ DeviceRefiner::DeviceRefiner(const void* ends, std::size_t ends_bytes, const voi
     check(cudaMemcpy(chunks_.data(), chunks, chunks_bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // a copy may end later, and streams need not wait for it
     network_ = {ends_.data<const Ends>(), chunks_.data<const Chunk>(), layers, precision};
+}
+
+void DeviceRefiner::measure(const std::vector<int>& sizes) {
+    if (sizes.empty()) return;
+    const OnDevice on(number_);
+    const std::size_t most = std::size_t(sizes.back());
+    const std::vector<float> hands = some_hands(sizes.back());
+    const Memory joints(hands.size() * sizeof(float), number_), refined(hands.size() * sizeof(float), number_);
+    const Memory sigma(most * kJoints * sizeof(float), number_), status(most, number_);
+    check(cudaMemcpy(joints.data(), hands.data(), hands.size() * sizeof(float), cudaMemcpyHostToDevice), "cudaMemcpy");
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    Poses poses{};
+    poses.joints = joints.data();
+    for (std::size_t j = 0; j < kJoints; ++j) poses.order[j] = static_cast<unsigned char>(j);
+    poses.mm_per_unit = 1;
+    poses.error_all_mm = std::numeric_limits<float>::quiet_NaN();
+    const Refined out{refined.data(), sigma.data<float>(), status.data<std::uint8_t>(), nullptr, nullptr};
+    Clock clock;
+    constexpr Variant kAll[] = {Variant::kTiles, Variant::kCluster, Variant::kGrid};
+    bool hopeless[std::size(kAll)] = {};
+    std::vector<Fastest> table;
+    for (const int size : sizes) {
+        poses.count = size;
+        Fastest fastest{size, Variant::kTiles, std::numeric_limits<float>::infinity()};
+        float tiles = 0;
+        for (std::size_t i = 0; i < std::size(kAll); ++i) {
+            if (hopeless[i] || !has(device_, kAll[i], size)) continue;
+            const float us =
+                clock.time([&] { return cuda::refine(device_, network_, poses, out, kAll[i], clock.stream()); });
+            if (i == 0) tiles = us;
+            hopeless[i] = i > 0 && us > kHopeless * tiles;
+            if (us < fastest.us) fastest = {size, kAll[i], us};
+        }
+        table.push_back(fastest);
+    }
+    measured_ = std::move(table);
+}
+
+Variant DeviceRefiner::choose(int poses) const {
+    const auto larger =
+        std::find_if(measured_.begin(), measured_.end(), [&](const Fastest& f) { return f.poses >= poses; });
+    if (measured_.empty()) return cuda::choose(device_, poses);
+    const Variant fastest = larger == measured_.end() ? measured_.back().variant : larger->variant;
+    return has(device_, fastest, poses) ? fastest : cuda::choose(device_, poses);
 }
 
 void DeviceRefiner::run(const Poses& poses, const Refined& refined, Variant variant, cudaStream_t stream) const {

@@ -2,13 +2,14 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "error.h"
 #include "refiner.h"
 
 namespace jointbert::cuda {
 
-// Nothing changes after construction: any number of threads and streams may share one.
+// Nothing changes after construction and measure: any number of threads and streams may share one from then on.
 class DeviceRefiner {
   public:
     // `ends` and `chunks` are those of refiner.h, in the host's memory. Throws std::runtime_error with the CUDA call
@@ -20,9 +21,21 @@ class DeviceRefiner {
     int device() const { return number_; }
     const Device& properties() const { return device_; }
 
+    // The variant that took the least time for so many poses.
+    struct Fastest {
+        int poses;
+        Variant variant;
+        float us;
+    };
+    // Times what the device has for each number of poses, and keeps the fastest. Waits for the device; the sizes rise.
+    void measure(const std::vector<int>& sizes);
+    const std::vector<Fastest>& measured() const { return measured_; }
+
     // Enqueues one launch on the stream; all pointers are the device's.
     void run(const Poses& poses, const Refined& refined, Variant variant, cudaStream_t stream) const;
-    Variant choose(int poses) const { return cuda::choose(device_, poses); }
+    // What was fastest for the next larger number of poses that was measured; without a measurement, what is likely to
+    // be.
+    Variant choose(int poses) const;
 
   private:
     // Destroyed where the constructor throws, too.
@@ -41,6 +54,7 @@ class DeviceRefiner {
     Pool pool_;
     Memory ends_, chunks_;
     Network network_;
+    std::vector<Fastest> measured_;
 };
 
 }  // namespace jointbert::cuda

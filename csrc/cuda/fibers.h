@@ -60,6 +60,10 @@ inline Settings& settings() {
 
 constexpr unsigned kWarp = 32;
 
+struct Freed {
+    void operator()(void* memory) const { std::free(memory); }
+};
+
 // Blocks that live at the same time: one, a cluster's, or a cooperative grid's. Their fibers and what they wait for.
 class Gang {
   public:
@@ -202,13 +206,10 @@ class Gang {
         alignas(16) char slots[2][kWarp * kSlot];
         unsigned waiting = 0;
     };
-    struct Free {
-        void operator()(char* memory) const { std::free(memory); }
-    };
     struct Block {
         unsigned index = 0, waiting = 0;
         std::vector<Warp> warps;
-        std::unique_ptr<char, Free> shared;
+        std::unique_ptr<char, Freed> shared;
     };
 
     static Gang*& current_gang() {
@@ -305,6 +306,18 @@ inline void run_grid(dim3 grid, dim3 block, unsigned together, std::size_t share
 inline std::function<void(cudaStream_t, std::function<void()>)>& launcher() {
     static std::function<void(cudaStream_t, std::function<void()>)> take;
     return take;
+}
+inline void in_order(cudaStream_t stream, const std::function<void()>& work) {
+    if (launcher())
+        launcher()(stream, work);
+    else
+        work();
+}
+
+// Memory that is freed when the process ends.
+inline std::vector<std::unique_ptr<void, Freed>>& kept() {
+    static std::vector<std::unique_ptr<void, Freed>> memory;
+    return memory;
 }
 
 }  // namespace jointbert::fibers

@@ -79,7 +79,7 @@ cudaError_t launch(void (*kernel)(P...), const Shape& shape, cudaStream_t stream
                                                                          : all;
         fibers::run_grid(shape.grid, shape.block, together, shape.shared_bytes, [&] { kernel(P(arguments)...); });
     };
-    fibers::launcher() ? fibers::launcher()(stream, run) : run();
+    fibers::in_order(stream, run);
     return cudaSuccess;
 #endif
 }
@@ -96,10 +96,12 @@ inline cudaError_t take_memory(void** memory, cudaMemPool_t pool, std::size_t pi
     const cudaError_t code = cudaMallocFromPoolAsync(memory, pitch * count, pool, stream);
     return code == cudaSuccess ? cudaMemset2DAsync(*memory, pitch, 0, cleared, count, stream) : code;
 #else
-    (void)stream, (void)pool;
+    (void)pool;
     auto* bytes = static_cast<unsigned char*>(*memory = std::aligned_alloc(256, (pitch * count + 255) / 256 * 256));
-    std::memset(bytes, 0xff, pitch * count);
-    for (std::size_t i = 0; i < count; ++i) std::memset(bytes + i * pitch, 0, cleared);
+    fibers::in_order(stream, [=] {
+        std::memset(bytes, 0xff, pitch * count);
+        for (std::size_t i = 0; i < count; ++i) std::memset(bytes + i * pitch, 0, cleared);
+    });
     return cudaSuccess;
 #endif
 }
@@ -107,8 +109,12 @@ inline cudaError_t give_memory(void* memory, cudaStream_t stream) {
 #if defined(__CUDACC__)
     return memory ? cudaFreeAsync(memory, stream) : cudaSuccess;
 #else
+    // A stream that is played may not have begun with it, or replay it: it stays until the end.
+    if (fibers::launcher())
+        fibers::kept().emplace_back(memory);
+    else
+        std::free(memory);
     (void)stream;
-    std::free(memory);
     return cudaSuccess;
 #endif
 }

@@ -80,7 +80,8 @@ struct Device {
 // Asks the current device, and makes its kernels ready. `device.pool` is the caller's to destroy.
 cudaError_t ask_device(int number, Device& device);
 
-// Whether the device runs a variant for so many poses, and the one to take.
+// Whether the device runs a variant for so many poses, and the one that is likely to be fastest; what is fastest is
+// measured (device_refiner.h).
 bool has(const Device& device, Variant variant, int poses);
 Variant choose(const Device& device, int poses);
 

@@ -102,6 +102,9 @@ class CudaBackend:
     """
 
     name = "cuda"
+    measured_sizes: tuple[int, ...] = tuple(1 << k for k in range(13))
+    """Numbers of poses for which the kernel's variants are timed when a GPU gets the weights: some tens of milliseconds, after
+    which the fastest is taken. All variants give the same bits."""
     _most_rows = 1024
     _most_sessions = 8
 
@@ -124,7 +127,9 @@ class CudaBackend:
             if device not in self._refiners:
                 ends, chunks = (x.reshape(-1).view(np.uint8) for x in self._packed)
                 code = PRECISIONS.index(self.precision)
-                self._refiners[device] = call(self._module.Refiner, ends, chunks, self.layers, code, device)
+                made = call(self._module.Refiner, ends, chunks, self.layers, code, device)
+                call(made.measure, self.measured_sizes)
+                self._refiners[device] = made
             return self._refiners[device]
 
     def enqueue(self, batch: DeviceBatch, out: DeviceResult, stream: int, variant: int = -1) -> None:

@@ -26,6 +26,7 @@ struct Played {
     int devices = 1;
     long allocated = 0;
     Stream legacy;
+    std::deque<float> times;
     std::recursive_mutex working;
 } played;
 thread_local int current_device = 0;
@@ -103,6 +104,16 @@ cudaError_t cudaDeviceSynchronize() {
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
     CALL(cudaEventCreateWithFlags);
     *event = reinterpret_cast<cudaEvent_t>(new cudaStream_t{});
+    return cudaSuccess;
+}
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
+    CALL(cudaEventElapsedTime);
+    *ms = 1;
+    if (!played.times.empty()) {
+        *ms = played.times.front();
+        played.times.pop_front();
+    }
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
@@ -221,12 +232,17 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
 }
 }
 
-// For the tests, by ctypes: the next call of a name fails; how many devices there are; what is allocated now.
+// For the tests, by ctypes: the next call of a name fails; what lies between the next two events, behind what was said
+// before; how many devices there are; what is allocated now.
 extern "C" {
 #pragma GCC visibility push(default)
 void played_fail(const char* call) {
     ALONE;
     played.failing = call;
+}
+void played_time(float ms) {
+    ALONE;
+    played.times.push_back(ms);
 }
 void played_devices(int count) { played.devices = count; }
 long played_allocated() { return played.allocated; }

@@ -79,6 +79,8 @@ def gpu(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.
     assert module.__file__ is not None
     control = ctypes.CDLL(module.__file__)
     control.played_allocated.restype = ctypes.c_long
+    control.played_time.argtypes = (ctypes.c_float,)
+    monkeypatch.setattr(CudaBackend, "measured_sizes", ())  # the host is too slow for thousands of poses
     control.played_devices(1)
     yield control
     control.played_devices(1)
@@ -344,6 +346,35 @@ def test_sessions_come_and_go_while_others_work(poses: np.ndarray, make: Callabl
     finally:
         ended.set()
         beside.join()
+
+
+def test_the_fastest_variant_is_taken(few: np.ndarray, small: Path, gpu: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the clock says: the best of three rounds of five launches, for each size that is measured."""
+    before = CudaBackend(load_weights(small))
+    unmeasured = [before.refiner(0).choose(n) for n in (1, 4, 5000)]
+    assert before.refiner(0).measured == []
+    monkeypatch.setattr(CudaBackend, "measured_sizes", (1, 2, 4))
+    # Tiles, clusters, grid at 1 and 2; clusters took more than twice the tiles' time at 2 and are not tried at 4.
+    rounds = [(3, 2, 4), (1.5, 9, 1), (1.2, 8, 7), (2, 3, 2), (4.5, 5, 6), (1.9, 9, 9), (2, 2, 2), (2.5, 9, 9)]
+    for times in rounds:
+        for ms in times:
+            gpu.played_time(ms)
+    backend = CudaBackend(load_weights(small))
+    refiner = backend.refiner(0)
+    rows = [(1, 0, 200.0), (2, 1, 380.0), (4, 2, 400.0)]
+    assert [(n, v) for n, v, _ in refiner.measured] == [(n, v) for n, v, _ in rows]
+    np.testing.assert_allclose([us for _, _, us in refiner.measured], [us for _, _, us in rows], rtol=1e-6)
+    assert [refiner.choose(n) for n in (1, 2, 3, 4, 5, 5000)] == [0, 1, 2, 2, 2, 2]
+    # Whatever was taken, the result is the same.
+    given = Batch(few, np.arange(14, dtype=np.int32), 1.0, None, None, None, None)
+    for count in (1, 2, 3):
+        part = Batch(few[:count], given.permutation, 1.0, None, None, None, None)
+        np.testing.assert_array_equal(backend.run(part).joints, before.run(part).joints)
+    assert unmeasured[0] != 2
+    # A variant that can't be launched is none; a clock that fails is said.
+    gpu.played_fail(b"cudaEventElapsedTime")
+    with pytest.raises(RuntimeError, match="cudaEventElapsedTime: unknown error"):
+        CudaBackend(load_weights(small)).refiner(0)
 
 
 def test_more_orders_than_graphs_are_kept(few: np.ndarray, make: Callable[..., Refiner]) -> None:

@@ -209,3 +209,12 @@ def test_the_readme_s_example_runs(poses: np.ndarray) -> None:
     names = {"jointbert": jointbert, "joints": torch.from_numpy(poses), "array": poses}
     exec(block, names)
     np.testing.assert_allclose(names["better"], refine(poses), atol=0.05)
+
+
+def test_the_variant_is_chosen_by_measurement(backend: CudaBackend) -> None:
+    refiner = backend.refiner(0)
+    sizes, variants, times = zip(*refiner.measured, strict=True)
+    assert sizes == backend.measured_sizes
+    assert set(variants) <= set(VARIANTS.values())
+    assert all(0 < us < 1e5 for us in times)
+    assert [refiner.choose(n) for n in sizes] == list(variants)
