@@ -62,35 +62,39 @@ def main(
             regression.plain, plain[name]._refine = True, None
     print(f"{gpu.device()['device']}, torch {torch.__version__}, float16")
     print(f"{'batch':>6s} {'runtime':24s}{'what':18s}{'p50 us':>10s}{'p99 us':>10s}{'share':>9s}")
-    keys = ("batch", "runtime", "what")
+    whole: dict[tuple[int, str], float] = {}
     for batch in (int(b) for b in batches.split(",")):
         given = inputs(batch)
         on_gpu = tuple(torch.from_numpy(x).cuda() for x in given)
-        whole: dict[str, float] = {}
+        for name in names:  # with the refiner first: the whole
+            row = {"batch": batch, "what": name}
+            for runtime, run, together in (("ours", ours[name].replay, 20), ("torch", plain[name].run, 1)):
+                how = (repeats, 5, together)
+                report({**row, "runtime": runtime}, partial(gpu.percentiles, partial(on_inputs, run, on_gpu), *how), whole)
+        row = {"batch": batch, "what": "NumPy to NumPy", "runtime": "ours"}
+        report(row, partial(gpu.wall_clock, partial(ours["with refiner"], *given), repeats, 5), whole)
+    for batch in (int(b) for b in compiled.split(",") if b):
+        on_gpu = tuple(torch.from_numpy(x).cuda() for x in inputs(batch))
         for name in names:
-            runtimes: dict[str, tuple[Callable[..., Any], int]] = {
-                "ours": (ours[name].replay, 20),
-                "torch": (plain[name].run, 1),
-            }
-            if batch in (int(b) for b in compiled.split(",") if b):
-                torch._dynamo.reset()
-                runtimes["torch.compile, graphs"] = torch.compile(plain[name].run, mode="reduce-overhead", dynamic=False), 5
-            for runtime, (run, together) in runtimes.items():
-                try:
-                    p50, p99 = gpu.percentiles(partial(on_inputs, run, on_gpu), repeats, 5, together)
-                except RuntimeError as error:
-                    print(f"{batch:6d} {runtime:24s}{name:18s} failed: {' '.join(str(error).split())[:80]}")
-                    continue
-                whole.setdefault(runtime, p50)  # with the refiner: it comes first
-                row = {"batch": batch, "runtime": runtime, "what": name, "p50_us": p50, "p99_us": p99}
-                path = gpu.write("estimator", {**row, "share": p50 / whole[runtime]}, keys)
-                share = 100 * p50 / whole[runtime]
-                print(f"{batch:6d} {runtime:24s}{name:18s}{p50:10.1f}{p99:10.1f}{share:7.1f} %", flush=True)
-        p50, p99 = gpu.wall_clock(partial(ours["with refiner"], *given), repeats, 5)
-        row = {"batch": batch, "runtime": "ours", "what": "NumPy to NumPy", "p50_us": p50, "p99_us": p99}
-        path = gpu.write("estimator", row, keys)
-        print(f"{batch:6d} {'ours':24s}{'NumPy to NumPy':18s}{p50:10.1f}{p99:10.1f}", flush=True)
-    print(f"wrote {path}")
+            torch._dynamo.reset()
+            fast = torch.compile(plain[name].run, mode="reduce-overhead", dynamic=False)
+            row = {"batch": batch, "what": name, "runtime": "torch.compile, graphs"}
+            report(row, partial(gpu.percentiles, partial(on_inputs, fast, on_gpu), repeats, 5, 5), whole)
+
+
+def report(row: dict[str, Any], timed: Callable[[], tuple[float, float]], whole: dict[tuple[int, str], float]) -> None:
+    """Times, prints and writes one row; ``whole``: times with the refiner, which the first row of a runtime and batch is."""
+    from benchmarks import gpu
+
+    line = f"{row['batch']:6d} {row['runtime']:24s}{row['what']:18s}"
+    try:
+        p50, p99 = timed()
+    except RuntimeError as error:
+        print(f"{line} failed: {' '.join(str(error).split())[:80]}")
+        return
+    share = p50 / whole.setdefault((row["batch"], row["runtime"]), p50)
+    print(f"{line}{p50:10.1f}{p99:10.1f}{100 * share:7.1f} %", flush=True)
+    gpu.write("estimator", {**row, "p50_us": p50, "p99_us": p99, "share": share}, ("batch", "runtime", "what"))
 
 
 def on_inputs(run: Callable[..., Any], given: tuple[Any, ...], _: int) -> Any:

@@ -75,22 +75,18 @@ def main(
         features = torch.randn(batch, 14, 8, device="cuda", dtype=torch.half)
         with torch.inference_mode():
             runtimes["torch f16"] = lambda _, f=features: model(f)
-            if compiled and batch in (1, 256, 4096):  # each takes seconds to compile
-                torch._dynamo.reset()
-                fast = torch.compile(model, mode="reduce-overhead", dynamic=False)
-                runtimes["torch.compile f16, graphs"] = lambda _, f=features, m=fast: m(f)
             for name, run in runtimes.items():
                 eager = name == "torch f16"  # some 180 launches a call
-                try:
-                    p50, p99 = gpu.percentiles(run, 60 if eager else 500, 3 if eager else 20, 3 if eager else 50)
-                except RuntimeError as error:
-                    print(f"{batch:6d} {name:28s} failed: {' '.join(str(error).split())[:80]}")
-                    continue
-                share = batch * OPERATIONS / (p50 * 1e-6) / rate
-                print(f"{batch:6d} {name:28s}{p50:10.1f}{p99:10.1f}{100 * share:10.1f} %", flush=True)
-                row = {"batch": batch, "runtime": name, "p50_us": p50, "p99_us": p99, "of_matrix_rate": share}
-                row["chosen"] = name.endswith(chosen[backends["f16"].refiner(0).choose(batch)])
-                path = gpu.write("refiner", row, ("batch", "runtime"), more)
+                row = {"batch": batch, "runtime": name, "chosen": name.endswith(chosen[on_device.choose(batch)])}
+                report(row, run, (60, 3, 3) if eager else (500, 20, 50), rate, more)
+
+    for batch in (1, 4096) if compiled else ():  # each takes seconds to compile
+        torch._dynamo.reset()
+        fast = torch.compile(model, mode="reduce-overhead", dynamic=False)
+        features = torch.randn(batch, 14, 8, device="cuda", dtype=torch.half)
+        row = {"batch": batch, "runtime": "torch.compile f16, graphs", "chosen": False}
+        with torch.inference_mode():
+            report(row, lambda _, f=features, m=fast: m(f), (500, 20, 50), rate, more)  # type: ignore[misc]
 
     print(f"{'call':40s}{'p50 us':>10s}{'p99 us':>10s}")
     refiner, on_cpu = Refiner(backend="cuda"), Refiner()
@@ -104,10 +100,25 @@ def main(
         "NumPy, 256 poses, native on one core": lambda: on_cpu(poses),
     }
     for name, call in waits.items():
-        p50, p99 = gpu.wall_clock(call)
+        p50, p99 = gpu.wall_clock(call, *((20, 2) if "256 poses, native" in name else (500, 50)))
         print(f"{name:40s}{p50:10.1f}{p99:10.1f}")
         path = gpu.write("refine_call", {"call": name, "p50_us": p50, "p99_us": p99}, ("call",))
     print(f"wrote {path}")
+
+
+def report(row: dict[str, Any], run: Any, how: tuple[int, int, int], rate: float, more: dict[str, Any]) -> None:
+    """Times, prints and writes one row; ``how``: repeats, warm-up, calls together."""
+    from benchmarks import gpu
+
+    line = f"{row['batch']:6d} {row['runtime']:28s}"
+    try:
+        p50, p99 = gpu.percentiles(run, *how)
+    except RuntimeError as error:
+        print(f"{line} failed: {' '.join(str(error).split())[:80]}")
+        return
+    share = row["batch"] * OPERATIONS / (p50 * 1e-6) / rate
+    print(f"{line}{p50:10.1f}{p99:10.1f}{100 * share:10.1f} %", flush=True)
+    gpu.write("refiner", {**row, "p50_us": p50, "p99_us": p99, "of_matrix_rate": share}, ("batch", "runtime"), more)
 
 
 def matrix_rate() -> float:

@@ -10,6 +10,8 @@ All in one run, the buffers rotating through four times the L2 cache.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,52 +44,68 @@ def main(
     bandwidth = gpu.copy_bandwidth()
     print(f"{gpu.device()['device']}, a copy reads and writes {bandwidth / 1e9:.0f} GB/s")
     print(f"{'batch':>6s} {'dtype':9s} {'layout':14s}{'runtime':22s}{'p50 us':>10s}{'p99 us':>10s}{'of bandwidth':>14s}")
-    keys = ("batch", "dtype", "layout", "runtime")
     nothing = gpu.percentiles(lambda _: None)[0]  # what two events take by themselves
-    for batch in (int(b) for b in batches.split(",")):
+    more = {"copy_bytes_per_s": bandwidth, "empty_events_us": nothing}
+    sizes = [int(b) for b in batches.split(",")]
+    for batch in sizes:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for layout in (torch.contiguous_format, torch.channels_last):
-
-                def make(shape: tuple[int, ...] = (batch, 14, 64, 64), d: Any = dtype, m: Any = layout) -> torch.Tensor:
-                    return torch.rand(shape, device="cuda").to(d).to(memory_format=m)
-
-                maps = gpu.Rotating(make)
+                maps = gpu.Rotating(partial(random_maps, batch, dtype, layout))
                 runtimes: dict[str, Any] = {"ours": operators.soft_argmax}
                 if layout == torch.contiguous_format:
-                    weight, bias = torch.randn(14, 14 * 64 * 64, device="cuda").to(dtype), torch.randn(14, device="cuda")
-                    narrow = bias.to(dtype)
-
-                    def with_head(x: torch.Tensor, w: Any = weight, b: Any = narrow) -> tuple[Any, torch.Tensor]:
-                        return soft_argmax(x), torch.nn.functional.linear(x.flatten(1), w, b)
-
-                    def ours_with_head(x: torch.Tensor, w: Any = weight, b: Any = bias) -> Any:
-                        return operators.soft_argmax_depth(x, w, b)
-
-                    runtimes |= {"ours, head": ours_with_head, "torch": soft_argmax, "torch, head": with_head}
-                    if compiled and dtype == torch.float16 and batch in (1, 256):  # each takes seconds to compile
-                        torch._dynamo.reset()  # each shape is compiled anew: after eight, it would run eagerly
-                        for name, f in (("torch.compile", soft_argmax), ("torch.compile, head", with_head)):
-                            runtimes[name] = torch.compile(f, dynamic=False, fullgraph=True)
+                    ours, theirs = with_head(dtype)
+                    runtimes |= {"ours, head": ours, "torch": soft_argmax, "torch, head": theirs}
+                row = {"batch": batch, "dtype": str(dtype)[6:], "layout": str(layout)[6:]}
                 for name, run in runtimes.items():
-                    with torch.no_grad():
-                        p50, p99 = gpu.percentiles(lambda k, f=run, m=maps: f(m[k]), repeats=500)  # type: ignore[misc]
-                    row = {
-                        "batch": batch,
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "layout": str(layout).removeprefix("torch."),
-                        "runtime": name,
-                        "p50_us": p50,
-                        "p99_us": p99,
-                        "of_bandwidth": maps.bytes / p50 * 1e6 / bandwidth,
-                    }
-                    print(
-                        f"{batch:6d} {row['dtype']:9s} {row['layout'][:13]:14s}{name:22s}{p50:10.1f}{p99:10.1f}"
-                        f"{100 * row['of_bandwidth']:12.0f} %",
-                        flush=True,
-                    )
-                    path = gpu.write("soft_argmax", row, keys, {"copy_bytes_per_s": bandwidth, "empty_events_us": nothing})
+                    report({**row, "runtime": name}, run, maps, bandwidth, more)
                 del maps
-    print(f"wrote {path}")
+    for batch in {1, 256}.intersection(sizes) if compiled else ():  # each takes seconds to compile
+        torch._dynamo.reset()  # each shape is compiled anew: after eight, it would run eagerly
+        maps = gpu.Rotating(partial(random_maps, batch, torch.float16, torch.contiguous_format))
+        _, theirs = with_head(torch.float16)
+        row = {"batch": batch, "dtype": "float16", "layout": "contiguous_format"}
+        for name, run in (("torch.compile", soft_argmax), ("torch.compile, head", theirs)):
+            fast = torch.compile(run, dynamic=False, fullgraph=True)
+            report({**row, "runtime": name}, fast, maps, bandwidth, more)
+
+
+def random_maps(batch: int, dtype: Any, layout: Any) -> Any:
+    """Heatmaps on the GPU."""
+    import torch
+
+    return torch.rand((batch, 14, 64, 64), device="cuda").to(dtype).to(memory_format=layout)
+
+
+def with_head(dtype: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Soft-argmax and the linear depth head, ours and torch's."""
+    import torch
+
+    from jointbert.models import operators
+    from jointbert.models.heatmap import soft_argmax
+
+    weight, bias = torch.randn(14, 14 * 64 * 64, device="cuda").to(dtype), torch.randn(14, device="cuda")
+    narrow = bias.to(dtype)
+    ours = partial(operators.soft_argmax_depth, weight=weight, bias=bias)
+    return ours, lambda x: (soft_argmax(x), torch.nn.functional.linear(x.flatten(1), weight, narrow))
+
+
+def report(row: dict[str, Any], run: Any, maps: Any, bandwidth: float, more: dict[str, Any]) -> None:
+    """Times, prints and writes one row."""
+    import torch
+
+    from benchmarks import gpu
+
+    line = f"{row['batch']:6d} {row['dtype']:9s} {row['layout'][:13]:14s}{row['runtime']:22s}"
+    try:
+        with torch.no_grad():
+            p50, p99 = gpu.percentiles(lambda k: run(maps[k]), repeats=500)
+    except RuntimeError as error:
+        print(f"{line} failed: {' '.join(str(error).split())[:80]}")
+        return
+    share = maps.bytes / p50 * 1e6 / bandwidth
+    print(f"{line}{p50:10.1f}{p99:10.1f}{100 * share:12.0f} %", flush=True)
+    row = {**row, "p50_us": p50, "p99_us": p99, "of_bandwidth": share}
+    gpu.write("soft_argmax", row, ("batch", "dtype", "layout", "runtime"), more)
 
 
 if __name__ == "__main__":

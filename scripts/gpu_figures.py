@@ -29,24 +29,29 @@ def of_device(content: dict[str, Any], file: str) -> str:
     lines = [f"{name} (`benchmarks/results/{file}`), p50 and p99 in microseconds:", "", "```"]
     if "refiner" in content:
         lines += [f"{'refiner, batch':>16s} {'runtime':40s}{'p50':>9s}{'p99':>9s}"]
-        for row in content["refiner"]["rows"]:
+        for row in in_order(content["refiner"]):
             if row["batch"] in REFINER_BATCHES and (row.get("chosen") or not row["runtime"].startswith("ours")):
                 lines.append(f"{row['batch']:16d} {row['runtime']:40s}{row['p50_us']:9.1f}{row['p99_us']:9.1f}")
     for row in content.get("refine_call", {}).get("rows", []):
         lines.append(f"{'refine(), 1 or n':>16s} {row['call']:40s}{row['p50_us']:9.1f}{row['p99_us']:9.1f}")
     if "soft_argmax" in content:
         lines += [f"{'maps, batch':>16s} {'runtime':40s}{'p50':>9s}{'p99':>9s}{'of bandwidth':>14s}"]
-        for row in content["soft_argmax"]["rows"]:
+        for row in in_order(content["soft_argmax"]):
             if row["batch"] in HEATMAP_BATCHES and row["layout"].startswith("contiguous"):
                 runtime = f"{row['runtime']} {row['dtype']}"
                 share = f"{100 * row['of_bandwidth']:.0f} %"
                 lines.append(f"{row['batch']:16d} {runtime:40s}{row['p50_us']:9.1f}{row['p99_us']:9.1f}{share:>14s}")
     if "estimator" in content:
         lines += [f"{'images, batch':>16s} {'runtime':40s}{'p50':>9s}{'p99':>9s}"]
-        for row in content["estimator"]["rows"]:
+        for row in in_order(content["estimator"]):
             runtime = f"{row['runtime']}, {row['what']}"
             lines.append(f"{row['batch']:16d} {runtime:40s}{row['p50_us']:9.0f}{row['p99_us']:9.0f}")
     return "\n".join([*lines, "```", ""])
+
+
+def in_order(question: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows by batch: they were measured otherwise."""
+    return sorted(question["rows"], key=lambda row: row["batch"])
 
 
 def replaced(readme: str, results: Path) -> str:

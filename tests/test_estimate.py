@@ -171,6 +171,19 @@ def test_one_graph_for_each_shape(files: Path, monkeypatch: pytest.MonkeyPatch) 
     assert played.recorded == 10
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_copied_from_python_s_numbers(files: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is a copy to the GPU from memory that is not pinned: no graph can hold one."""
+    runtime = TorchEstimator(files / f"{kind}.safetensors")
+    images, centres = scene(2)
+    images = np.repeat(images[:, None] / 1000, 3, 1) if runtime.image == "rgb" else images[:, None]
+    camera = torch.tensor([[NYU.fx, NYU.fy, NYU.cx, NYU.cy]]).repeat(2, 1)
+    given = (torch.from_numpy(images).float(), torch.from_numpy(centres).float(), camera, torch.tensor([False, True]))
+    for where, name in ((torch.Tensor, "new_tensor"), (torch, "tensor"), (torch, "as_tensor"), (torch, "from_numpy")):
+        monkeypatch.setattr(where, name, lambda *_, name=name, **__: pytest.fail(name))
+    assert runtime.run(*given).refined.shape == (2, 14, 3)
+
+
 def test_another_refiner_may_take_the_place_of_the_network_s(files: Path) -> None:
     runtime = TorchEstimator(files / "linear.safetensors")
     runtime._refine = lambda joints, confidence, left: (joints + left.view(-1, 1, 1), confidence * 2)  # type: ignore[assignment]

@@ -42,7 +42,7 @@ cudaError_t compiled_for(void (*kernel)(P...), int& capability) {
 #if defined(__CUDACC__)
     cudaFuncAttributes attributes{};
     const cudaError_t code = cudaFuncGetAttributes(&attributes, kernel);
-    capability = attributes.ptxVersion;
+    if (attributes.ptxVersion) capability = attributes.ptxVersion;
     return code;
 #else
     (void)kernel, (void)capability;

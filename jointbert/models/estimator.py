@@ -119,6 +119,10 @@ class HandPoseEstimator(nn.Module):
         else:
             self.regression = AdaptiveWeighting(config.width)
         self.refiner = JointRefiner(config.refiner) if config.refiner is not None else None
+        self.mean: Tensor
+        self.std: Tensor
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     @classmethod
     def from_config(
@@ -235,8 +239,7 @@ class HandPoseEstimator(nn.Module):
         if crops.shape[1] != channels:
             raise ValueError(f"crops: got the shape {tuple(crops.shape)}; expected (B, {channels}, S, S)")
         if self.config.image == "rgb":
-            mean, std = (crops.new_tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-            return list(self.encoder((crops - mean) / std))
+            return list(self.encoder((crops - self.mean) / self.std))
         return list(self.encoder(crops.expand(-1, 3, -1, -1)))
 
     def dense(self, crops: Tensor) -> Dense:

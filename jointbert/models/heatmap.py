@@ -6,7 +6,7 @@ A heatmap's ``u`` runs along its width, ``v`` along its height; an integer is a 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -86,16 +86,15 @@ def to_image_pixels(
     """
     if min(*heatmap_size, *image_size) < 1:
         raise ValueError(f"sizes: got {heatmap_size} and {image_size}; expected positive (height, width)")
-    heatmap, image = (uv.new_tensor([size[1], size[0]]) for size in (heatmap_size, image_size))
-    if convention == "half_pixel":
-        return (uv + 0.5) * (image / heatmap) - 0.5
-    if convention == "corner":
-        return uv * (image / heatmap)
-    if convention == "align_corners":
-        if min(heatmap_size) < 2:
-            raise ValueError(f"heatmap_size: got {heatmap_size}; align_corners needs at least two pixels a side")
-        return uv * ((image - 1) / (heatmap - 1))
-    raise ValueError(f"convention: got {convention!r}; expected 'half_pixel', 'align_corners' or 'corner'")
+    if convention not in get_args(Convention):
+        raise ValueError(f"convention: got {convention!r}; expected 'half_pixel', 'align_corners' or 'corner'")
+    if convention == "align_corners" and min(heatmap_size) < 2:
+        raise ValueError(f"heatmap_size: got {heatmap_size}; align_corners needs at least two pixels a side")
+    less = 1 if convention == "align_corners" else 0
+    v, u = ((image - less) / (heatmap - less) for heatmap, image in zip(heatmap_size, image_size, strict=True))
+    shift = 0.5 if convention == "half_pixel" else 0.0
+    # Numbers, not a tensor of them: that would be a copy to the device, which no CUDA graph can hold.
+    return torch.stack([(uv[..., 0] + shift) * u - shift, (uv[..., 1] + shift) * v - shift], -1)
 
 
 def check_heatmaps(heatmaps: Tensor, mode: Mode, beta: float, window: int | None) -> None:

@@ -25,6 +25,10 @@ from jointbert.backends.torch import TorchBackend  # noqa: E402
 from jointbert.device_arrays import read  # noqa: E402
 from jointbert.weights import load_weights  # noqa: E402
 
+# Under a sanitizer every launch takes long.
+if os.environ.get("JOINTBERT_MEASURED"):
+    CudaBackend.measured_sizes = (int(os.environ["JOINTBERT_MEASURED"]),)
+
 TORCH = {"f16": torch.float16, "bf16": torch.bfloat16}
 VARIANTS = {"cluster": 0, "grid": 1, "tiles": 2}
 
