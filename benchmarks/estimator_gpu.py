@@ -39,10 +39,11 @@ def main(
     if not torch.cuda.is_available():
         typer.echo("Error: torch finds no GPU", err=True)
         raise typer.Exit(2)
+    from jointbert.backends.cuda import load_module
+
     try:
         from jointbert.backends.torch_estimator import TorchEstimator
         from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
-        from jointbert.models.regression import LinearDepth
     except ImportError as error:
         typer.echo(f"Error: the estimator needs torchvision ({error})", err=True)
         raise typer.Exit(2) from None
@@ -51,15 +52,17 @@ def main(
     names = {"with refiner": EstimatorConfig(), "without refiner": replace(EstimatorConfig(), refiner=None)}
     ours: dict[str, TorchEstimator] = {}
     plain: dict[str, TorchEstimator] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, config in names.items():
-            torch.manual_seed(0)
-            path = Path(folder) / "estimator.safetensors"
-            HandPoseEstimator(config).save(path)
-            ours[name], plain[name] = (TorchEstimator(path, 1, "cuda", "f16") for _ in range(2))
-            regression = plain[name].model.regression
-            assert isinstance(regression, LinearDepth)
-            regression.plain, plain[name]._refine = True, None
+    try:
+        load_module()  # torch's operators would do the work
+        with tempfile.TemporaryDirectory() as folder:
+            for name, config in names.items():
+                torch.manual_seed(0)
+                path = Path(folder) / "estimator.safetensors"
+                HandPoseEstimator(config).save(path)
+                ours[name], plain[name] = (TorchEstimator(path, 1, "cuda", "f16", kernels) for kernels in (True, False))
+    except ImportError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
     print(f"{gpu.device()['device']}, torch {torch.__version__}, float16")
     print(f"{'batch':>6s} {'runtime':24s}{'what':18s}{'p50 us':>10s}{'p99 us':>10s}{'share':>9s}")
     whole: dict[tuple[int, str], float] = {}
@@ -83,7 +86,7 @@ def main(
 
 
 def report(row: dict[str, Any], timed: Callable[[], tuple[float, float]], whole: dict[tuple[int, str], float]) -> None:
-    """Times, prints and writes one row; ``whole``: times with the refiner, which the first row of a runtime and batch is."""
+    """Times, prints and writes one row; ``whole`` keeps the times with the refiner, by batch and runtime."""
     from benchmarks import gpu
 
     line = f"{row['batch']:6d} {row['runtime']:24s}{row['what']:18s}"
@@ -92,8 +95,11 @@ def report(row: dict[str, Any], timed: Callable[[], tuple[float, float]], whole:
     except RuntimeError as error:
         print(f"{line} failed: {' '.join(str(error).split())[:80]}")
         return
-    share = p50 / whole.setdefault((row["batch"], row["runtime"]), p50)
-    print(f"{line}{p50:10.1f}{p99:10.1f}{100 * share:7.1f} %", flush=True)
+    key = (row["batch"], row["runtime"])
+    if row["what"] == "with refiner":
+        whole[key] = p50
+    share = p50 / whole[key] if key in whole and row["what"] != "NumPy to NumPy" else None
+    print(f"{line}{p50:10.1f}{p99:10.1f}" + (f"{100 * share:7.1f} %" if share is not None else ""), flush=True)
     gpu.write("estimator", {**row, "p50_us": p50, "p99_us": p99, "share": share}, ("batch", "runtime", "what"))
 
 

@@ -20,7 +20,8 @@ class Estimated(NamedTuple):
     joints: np.ndarray  # (B, 14, 3): camera frame, mm, before refinement
     refined: np.ndarray  # (B, 14, 3)
     confidence: np.ndarray  # (B, 14) in [0, 1]: the heatmaps' peaks
-    sigma: np.ndarray  # (B, 14): the refined joints' expected error, mm; NaN without a refiner
+    sigma: np.ndarray  # (B, 14): the refined joints' expected error, mm; NaN where nothing was refined: without a refiner,
+    # and, by the GPU's kernel, joints that can't be a hand's, which stay as they are
     heatmaps: np.ndarray  # (B, 14, S / 4, S / 4)
     crops: np.ndarray  # (B, 1, S, S) depth in half-cubes around the centre, or (B, 3, S, S) RGB
     uv: np.ndarray  # (B, 14, 2): the refined joints in the crop, pixels

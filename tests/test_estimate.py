@@ -91,6 +91,22 @@ def test_it_is_the_module(files: Path) -> None:
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name).numpy(), atol=1e-2)
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])
+def test_what_is_narrow(files: Path, precision: str, dtype: torch.dtype) -> None:
+    """Weights of products; no statistics, no depths, and no sums."""
+    runtime = TorchEstimator(files / "linear.safetensors", precision=precision)
+    narrow = {name for name, value in runtime.model.state_dict().items() if value.dtype == dtype}
+    wide = set(runtime.model.state_dict()) - narrow
+    assert {"regression.linear.weight", "encoder.stem.0.weight", "refiner.layers.1.fc2.bias"} < narrow
+    assert {"regression.linear.bias", "encoder.stem.1.running_var", "refiner.norm.weight", "refiner.head.weight"} < wide
+    maps = (torch.rand(3, 14, 16, 16) / 10).to(dtype)
+    expected = runtime.model.regression(maps)
+    with torch.autocast("cpu", dtype):
+        found = runtime.model.regression(maps)
+    assert found.depth.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("precision", "heatmap"), [("f16", 2e-3), ("bf16", 2e-2)])
 def test_narrow_precision(files: Path, precision: str, heatmap: float) -> None:
     """The network is rounded, geometry is not."""
@@ -113,7 +129,6 @@ class PlayedGraphs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, runtime: Any) -> None:
         self.runtime = runtime
-        self.stream = contextlib.nullcontext
         self.inner = runtime.run
         beside = SimpleNamespace(wait_stream=lambda _: None)
         monkeypatch.setattr(runtime, "run", self.run)

@@ -169,7 +169,8 @@ def _build(kind: type[T], content: object, where: str) -> T:
         raise ValueError(
             f"{where}: unknown {', '.join(map(repr, sorted(unknown)))}; expected some of {', '.join(sorted(known))}"
         )
-    if missing := [f.name for f in fields(kind) if f.default is f.default_factory is MISSING and f.name not in content]:  # type: ignore[arg-type]
+    needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]  # type: ignore[arg-type]
+    if missing := [name for name in needed if name not in content]:
         raise ValueError(f"{where}: {missing[0]!r} is missing")
     try:
         return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in content.items()})

@@ -98,6 +98,9 @@ DeviceRefiner::DeviceRefiner(const void* ends, std::size_t ends_bytes, const voi
 
 void DeviceRefiner::measure(const std::vector<int>& sizes) {
     if (sizes.empty()) return;
+    for (std::size_t i = 0; i < sizes.size(); ++i)
+        if (sizes[i] <= (i ? sizes[i - 1] : 0))
+            throw std::invalid_argument("sizes: expected positive numbers of poses that rise");
     const OnDevice on(number_);
     const std::size_t most = std::size_t(sizes.back());
     const std::vector<float> hands = some_hands(sizes.back());

@@ -19,6 +19,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -314,10 +315,22 @@ inline void in_order(cudaStream_t stream, const std::function<void()>& work) {
         work();
 }
 
-// Memory that is freed when the process ends.
-inline std::vector<std::unique_ptr<void, Freed>>& kept() {
-    static std::vector<std::unique_ptr<void, Freed>> memory;
-    return memory;
+// Memory is freed when the process ends.
+inline void keep(void* memory) {
+    static std::mutex alone;
+    static std::vector<std::unique_ptr<void, Freed>> kept;
+    const std::lock_guard<std::mutex> lock(alone);
+    kept.emplace_back(memory);
+}
+
+// One launch to come that fails, so many launches ahead; -1: none.
+struct Refusal {
+    int ahead = -1;
+    cudaError_t next() { return ahead < 0 || ahead-- ? cudaSuccess : cudaErrorUnknown; }
+};
+inline Refusal& refusal() {
+    static Refusal value;
+    return value;
 }
 
 }  // namespace jointbert::fibers

@@ -79,6 +79,7 @@ cudaError_t launch(void (*kernel)(P...), const Shape& shape, cudaStream_t stream
                                                                          : all;
         fibers::run_grid(shape.grid, shape.block, together, shape.shared_bytes, [&] { kernel(P(arguments)...); });
     };
+    if (const cudaError_t code = fibers::refusal().next(); code != cudaSuccess) return code;
     fibers::in_order(stream, run);
     return cudaSuccess;
 #endif
@@ -111,7 +112,7 @@ inline cudaError_t give_memory(void* memory, cudaStream_t stream) {
 #else
     // A stream that is played may not have begun with it, or replay it: it stays until the end.
     if (fibers::launcher())
-        fibers::kept().emplace_back(memory);
+        fibers::keep(memory);
     else
         std::free(memory);
     (void)stream;

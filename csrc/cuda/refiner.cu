@@ -864,7 +864,7 @@ bool has(const Device& device, Variant variant, int poses) {
     return false;
 }
 
-// Not measured yet: by the count of poses that the split takes at once, whose time grows little with them.
+// Without a measurement: by the count of poses that the split takes at once, whose time grows little with them.
 Variant choose(const Device& device, int poses) {
     if (has(device, Variant::kCluster, poses))
         return poses <= device.clusters * most_of_cluster(device) ? Variant::kCluster : Variant::kTiles;

@@ -135,7 +135,7 @@ class CudaBackend:
     def enqueue(self, batch: DeviceBatch, out: DeviceResult, stream: int, variant: int = -1) -> None:
         """Enqueues one launch on a stream and waits for nothing.
 
-        ``variant``: 0 clusters, 1 a cooperative grid, 2 tiles (``csrc/cuda/refiner.h``); -1: what suits the batch.
+        ``variant``: 0 clusters, 1 a cooperative grid, 2 tiles (``csrc/cuda/refiner.h``); -1: what measured fastest.
 
         Raises:
             RuntimeError: what CUDA says of the launch.

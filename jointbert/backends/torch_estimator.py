@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,12 +16,11 @@ from jointbert.backends.cuda import CudaBackend, DeviceBatch, compiled_for
 from jointbert.device_arrays import read
 from jointbert.estimate import Estimated
 from jointbert.models.estimator import Estimate, HandPoseEstimator
-from jointbert.models.operators import kernels
+from jointbert.models.operators import kernels as gpu_kernels
+from jointbert.models.refiner import JointRefiner, Layer
+from jointbert.models.regression import LinearDepth
 from jointbert.skeleton import NUM_JOINTS
 from jointbert.weights import Weights
-
-if TYPE_CHECKING:
-    from jointbert.models.refiner import JointRefiner
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _MOST_GRAPHS = 8
@@ -34,37 +32,47 @@ class TorchEstimator:
     """An estimator's ``.safetensors`` file: see :class:`jointbert.estimate.Estimator`, which checks what comes here.
 
     In ``f16`` and ``bf16`` the network computes in that precision; batch norm's statistics, geometry and depths stay float32.
-    On a GPU the work for each shape of input is recorded as a CUDA graph, the refiner in it is the backend ``cuda``'s one
-    launch, and the heatmaps' peaks and depths another, where this installation has them.
+    On a GPU, the one that is torch's when this is made, the work for each shape of input is recorded as a CUDA graph. In it,
+    where this installation has kernels, a linear head's peaks and depths are one launch, and a refiner of the thesis's width,
+    in ``f16`` and ``bf16``, is the backend ``cuda``'s.
+
+    Args:
+        kernels: False: torch's own operators alone.
 
     Raises:
         ValueError: not the file of an estimator. RuntimeError: no GPU. ImportError: torchvision is not installed.
     """
 
-    def __init__(self, path: Path, threads: int = 1, device: str = "cpu", precision: str | None = None) -> None:
+    def __init__(
+        self, path: Path, threads: int = 1, device: str = "cpu", precision: str | None = None, kernels: bool = True
+    ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("device: got 'cuda'; torch finds no GPU")
-        precision = precision or ("f16" if device == "cuda" else "f32")
+        on_gpu = device == "cuda"
+        precision = precision or ("f16" if on_gpu else "f32")
         self.model = HandPoseEstimator.load(path)
         self.image: str = self.model.config.image
         self.cube_mm = self.model.config.cube_mm
-        self.threads, self.device, self.dtype = threads, torch.device(device), DTYPES[precision]
+        self.threads, self.dtype = threads, DTYPES[precision]
+        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
         self._lock = Lock()
         self._refine: OneLaunch | None = None
-        refiner = self.model.refiner
+        refiner, regression = self.model.refiner, self.model.regression
+        if isinstance(regression, LinearDepth):
+            regression.plain = not kernels
         if self.dtype != torch.float32:
-            _narrow(self.model, self.dtype)
-            if device == "cuda" and refiner is not None and OneLaunch.fits(refiner):
+            if on_gpu and kernels and refiner is not None and OneLaunch.fits(refiner):
                 self._refine = OneLaunch(refiner, precision)
+            _narrow(self.model, self.dtype)
         self.model.to(self.device)
-        if device == "cuda":
+        if on_gpu:
             self.model.to(memory_format=torch.channels_last)
 
     def __call__(self, images: np.ndarray, centres: np.ndarray, camera: np.ndarray, left: np.ndarray) -> Estimated:
         given = tuple(torch.from_numpy(x.copy()) for x in (images, centres, camera, left))
         if self.device.type == "cuda":
-            with self._lock:  # a graph has one place for its inputs
+            with self._lock, torch.cuda.device(self.device):  # a graph has one place for its inputs
                 return _to_numpy(self.replay(*given))
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
@@ -80,16 +88,17 @@ class TorchEstimator:
             return self.model.run(images, centres, camera, left, self._refine)
 
     def replay(self, images: Tensor, centres: Tensor, camera: Tensor, left: Tensor) -> Estimate:
-        """The same by a CUDA graph on torch's current stream; waits for nothing. What comes out lies in the graph's own memory
-        until the next call with these shapes; one thread at a time."""
+        """The same by a CUDA graph on the current stream of its GPU, which is the current one. Waits for nothing, but to record
+        what has a new shape, and for tensors of the CPU. What comes out lies in the graph's own memory until the next call with
+        these shapes; one thread at a time."""
         given = (images, centres, camera, left)
         if not len(images):
             return self.run(*(x.to(self.device) for x in given))
         shape = tuple(images.shape)
         if shape not in self._graphs:
-            self._graphs[shape] = _Graph(self.run, tuple(x.to(self.device) for x in given))
-            if len(self._graphs) > _MOST_GRAPHS:
+            if len(self._graphs) == _MOST_GRAPHS:
                 self._graphs.popitem(last=False)
+            self._graphs[shape] = _Graph(self.run, tuple(x.to(self.device) for x in given))
         self._graphs.move_to_end(shape)
         return self._graphs[shape](*given)
 
@@ -106,7 +115,7 @@ class OneLaunch:
     @staticmethod
     def fits(refiner: JointRefiner) -> bool:
         """Whether this installation has kernels for such a refiner; where it has none at all, operators.py warns."""
-        return compiled_for(asdict(refiner.config)) and kernels() is not None
+        return compiled_for(asdict(refiner.config)) and gpu_kernels() is not None
 
     def __call__(self, joints: Tensor, confidence: Tensor, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
         given, library = read(joints, "joints")
@@ -147,10 +156,15 @@ class _Graph:
 
 
 def _narrow(model: nn.Module, dtype: torch.dtype) -> None:
-    """Weights of what autocast computes in ``dtype``, rounded once and not in every call; the refiner has its own way."""
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and not name.startswith("refiner."):
-            module.to(dtype)
+    """Weights of what autocast computes in ``dtype``, rounded once and not in every call. The depths' bias stays: it is added
+    to sums in float32."""
+    for module in model.modules():
+        if isinstance(module, LinearDepth):
+            module.linear.weight.data = module.linear.weight.data.to(dtype)
+        elif isinstance(module, (nn.Conv2d, Layer)):
+            for inner in module.modules():
+                if isinstance(inner, (nn.Conv2d, nn.Linear)):
+                    inner.to(dtype)
 
 
 def _weights(refiner: JointRefiner) -> Weights:

@@ -151,14 +151,16 @@ def save_attention(path: str | Path, attention: np.ndarray, title: str = "") -> 
     _pyplot().close(figure)
 
 
-def save_attention_layers(folder: Path, attention: np.ndarray) -> list[Path]:
+def save_attention_layers(folder: str | Path, attention: np.ndarray) -> list[Path]:
     """Writes pictures of every second layer of ``(layers, heads, 14, 14)``, of a single layer's own; returns their paths.
 
     Raises:
         ValueError: another shape. ImportError: matplotlib is missing.
     """
-    if np.ndim(attention) != 4 or not len(attention):
-        raise ValueError(f"attention: got the shape {np.shape(attention)}; expected (layers, heads, 14, 14)")
+    joints = len(JOINT_NAMES)
+    if np.ndim(attention) != 4 or np.shape(attention)[2:] != (joints, joints) or not np.size(attention):
+        raise ValueError(f"attention: got the shape {np.shape(attention)}; expected (layers, heads, {joints}, {joints})")
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {layer: folder / f"attention-{layer:02d}.png" for layer in range(min(2, len(attention)), len(attention) + 1, 2)}
     for layer, path in paths.items():
@@ -167,7 +169,11 @@ def save_attention_layers(folder: Path, attention: np.ndarray) -> list[Path]:
 
 
 def attention_figure(attention: np.ndarray, title: str = "") -> Any:
-    """The matplotlib figure of :func:`save_attention`: rows look at columns."""
+    """The matplotlib figure of :func:`save_attention`: rows look at columns.
+
+    Raises:
+        ValueError: another shape. ImportError: matplotlib is missing.
+    """
     attention = np.asarray(attention, np.float64)
     joints = len(JOINT_NAMES)
     if attention.ndim != 3 or attention.shape[1:] != (joints, joints) or not len(attention):
@@ -208,7 +214,11 @@ def save_joint_errors(path: str | Path, errors: Mapping[str, np.ndarray]) -> Non
 
 
 def joint_errors_figure(errors: Mapping[str, np.ndarray]) -> Any:
-    """The matplotlib figure of :func:`save_joint_errors`."""
+    """The matplotlib figure of :func:`save_joint_errors`.
+
+    Raises:
+        ValueError, ImportError: as there.
+    """
     if not errors:
         raise ValueError("errors: expected at least one name with its errors")
     for name, values in errors.items():

@@ -147,7 +147,8 @@ def _(
 
 def _linear(heatmaps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     wide = _wide(heatmaps)
-    return F.linear(heatmaps.to(wide).flatten(1), weight.to(heatmaps.dtype).to(wide), bias.to(wide))
+    with torch.autocast(heatmaps.device.type, enabled=False):  # which would narrow the sums
+        return F.linear(heatmaps.to(wide).flatten(1), weight.to(heatmaps.dtype).to(wide), bias.to(wide))
 
 
 def _wide(heatmaps: Tensor) -> torch.dtype:

@@ -106,7 +106,10 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
     *event = reinterpret_cast<cudaEvent_t>(new cudaStream_t{});
     return cudaSuccess;
 }
-cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+    CALL(cudaEventCreate);
+    return cudaEventCreateWithFlags(event, 0);
+}
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
     CALL(cudaEventElapsedTime);
     *ms = 1;
@@ -233,7 +236,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
 }
 
 // For the tests, by ctypes: the next call of a name fails; what lies between the next two events, behind what was said
-// before; how many devices there are; what is allocated now.
+// before; which of the next launches fails; how many devices there are; what is allocated now.
 extern "C" {
 #pragma GCC visibility push(default)
 void played_fail(const char* call) {
@@ -244,6 +247,7 @@ void played_time(float ms) {
     ALONE;
     played.times.push_back(ms);
 }
+void played_refuse(int ahead) { jointbert::fibers::refusal().ahead = ahead; }
 void played_devices(int count) { played.devices = count; }
 long played_allocated() { return played.allocated; }
 #pragma GCC visibility pop

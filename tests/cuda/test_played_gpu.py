@@ -21,7 +21,7 @@ import pytest
 import jointbert
 from jointbert import JointbertWarning, Refiner, Status
 from jointbert.backends import Batch
-from jointbert.backends.cuda import CudaBackend, load_module
+from jointbert.backends.cuda import CudaBackend, DeviceBatch, DeviceResult, load_module
 from jointbert.backends.graph_session import GraphSession
 from jointbert.backends.layout import LAYOUT
 from jointbert.device_arrays import DeviceArray, is_on_gpu
@@ -371,10 +371,50 @@ def test_the_fastest_variant_is_taken(few: np.ndarray, small: Path, gpu: ctypes.
         part = Batch(few[:count], given.permutation, 1.0, None, None, None, None)
         np.testing.assert_array_equal(backend.run(part).joints, before.run(part).joints)
     assert unmeasured[0] != 2
-    # A variant that can't be launched is none; a clock that fails is said.
+    # Where the last one has no room for so many, another runs.
+    monkeypatch.setattr(CudaBackend, "measured_sizes", (2,))
+    for ms in (1e3, 1e3, 1e3, *(2, 2, 2), *(3, 3, 3), *(1, 1, 1)):
+        gpu.played_time(ms)
+    grid = CudaBackend(load_weights(small)).refiner(0)
+    assert [grid.choose(n) for n in (1, 2, 20)] == [1, 1, 1]
+    assert grid.choose(5000) == unmeasured[2]
+    # A variant that can't be launched is none: its first launch comes behind the warm-up's 16.
+    for ms in (1e3, 1e3, 1e3, *(9, 9, 9), *(8, 8, 8)):
+        gpu.played_time(ms)
+    gpu.played_refuse(16)
+    assert [v for _, v, _ in CudaBackend(load_weights(small)).refiner(0).measured] == [1]
+    # What is no list of sizes, and a clock that fails.
+    for sizes in ([64, 1], [2, 0], [-1], [0], [2, 2]):
+        with pytest.raises(ValueError, match="sizes: expected positive numbers of poses that rise"):
+            grid.measure(sizes)
     gpu.played_fail(b"cudaEventElapsedTime")
     with pytest.raises(RuntimeError, match="cudaEventElapsedTime: unknown error"):
         CudaBackend(load_weights(small)).refiner(0)
+
+
+def test_a_grid_s_memory_and_threads(poses: np.ndarray, small: Path) -> None:
+    """Every launch of a grid takes memory, on whatever thread."""
+    backend = CudaBackend(load_weights(small))
+    expected = backend.run(Batch(poses[:8], np.arange(14, dtype=np.int32), 1.0, None, None, None, None)).joints
+    failed: list[int] = []
+
+    def work(i: int) -> None:
+        for k in range(i, 8, 4):
+            pose = DeviceArray(poses[k : k + 1].ctypes.data, (1, 14, 3), "float64", 0, poses)
+            out = [np.empty(s, d) for s, d in (((1, 14, 3), np.float64), ((1, 14), np.float32), ((1,), np.uint8))]
+            arrays = [DeviceArray(x.ctypes.data, x.shape, x.dtype.name, 0, x) for x in out]
+            batch = DeviceBatch(pose, np.arange(14, dtype=np.int32), 1.0, False, None, None, None)
+            backend.enqueue(batch, DeviceResult(*arrays, None, None), 0, 1)
+            load_module().synchronize(0, 0)
+            if not np.array_equal(out[0][0], expected[k]):
+                failed.append(k)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
 
 
 def test_more_orders_than_graphs_are_kept(few: np.ndarray, make: Callable[..., Refiner]) -> None:

@@ -96,6 +96,7 @@ def test_an_estimate_s_picture(tmp_path: Path, poses: np.ndarray) -> None:
         (save_attention, np.ones((2, 13, 13)), r"attention: got the shape \(2, 13, 13\)"),
         (save_attention, np.ones((0, 14, 14)), r"attention: got the shape \(0, 14, 14\)"),
         (save_attention_layers, np.ones((2, 14, 14)), r"attention: got the shape \(2, 14, 14\); expected \(layers, heads"),
+        (save_attention_layers, np.ones((2, 3, 13, 13)), r"attention: got the shape \(2, 3, 13, 13\)"),
         (save_attention_layers, np.ones((0, 2, 14, 14)), r"attention: got the shape \(0, 2, 14, 14\)"),
         (save_joint_errors, {}, "errors: expected at least one name"),
         (save_joint_errors, {"a": np.ones((5, 13))}, r"errors: 'a' has the shape \(5, 13\); expected \(frames, 14\)"),

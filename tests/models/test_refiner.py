@@ -132,6 +132,9 @@ def test_attention_is_that_of_torch_s_own_layers() -> None:
     features[..., 3] = (torch.rand(5, 14) > 0.2).float()
     attention = model.attention(features)
     assert attention.shape == (2, 5, 4, 14, 14)
+    for wrong in (features[..., :7], features[:, :13], features[0]):
+        with pytest.raises(ValueError, match=r"features: got the shape .*; expected \(B, 14, 8\)"):
+            model.attention(wrong)
     x = torch.where(features[..., 3:4] > 0.5, model.embed(features), model.mask) + model.joint_embedding
     for layer, got in zip(model.layers, attention, strict=True):
         theirs = torch.nn.MultiheadAttention(32, 4, batch_first=True)

@@ -56,10 +56,26 @@ def test_every_row_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.M
     assert again.exit_code == 0, again.output
     assert again.output.splitlines()[-7:] == first.output.splitlines()[-7:]
     assert json.loads((tmp_path / "out" / "table51.json").read_text()).keys() == results.keys()
-    # Results of something else are not gone on with.
-    other = CliRunner().invoke(app, [*arguments[:-1], "21"])
-    assert other.exit_code == 2
-    assert "results are of another experiment, encoder or options" in other.output
+    # Results of something else are not gone on with, nor such of which nobody knows.
+    config, asked = tmp_path / "tiny.yaml", tmp_path / "out" / "asked.json"
+    before, owner = config.read_text(), asked.read_text()
+
+    def refused(changed: list[str], what: str = "results are of another experiment, encoder or options") -> None:
+        other = CliRunner().invoke(app, changed)
+        assert (other.exit_code, what in other.output) == (2, True), other.output
+
+    refused([*arguments[:-1], "21"])
+    config.write_text(yaml.safe_dump({**content, "data": {"images": 8, "validation_images": 9}}))
+    refused(arguments)
+    config.write_text(before)
+    next(iter(encoder.top_down.state_dict().values())).add_(1)
+    encoder.save(tmp_path / "another.safetensors")
+    refused([str(tmp_path / "another.safetensors") if a.endswith("encoder.safetensors") else a for a in arguments])
+    asked.unlink()
+    refused(arguments)
+    asked.write_text(owner)
+    (tmp_path / "out" / "table51.json").write_text("{")
+    refused(arguments, "table51.json: no readable results")
     bad = CliRunner().invoke(app, [*arguments, "--seeds", "0,a"])
     assert (bad.exit_code, bad.output) == (2, "Error: --seeds: got '0,a'; expected whole numbers with commas, such as 0,1,2\n")
 

@@ -119,13 +119,19 @@ def test_bad_input_is_one_sentence(files: tuple[Path, Path], small_folder: Path,
     without = tmp_path / "without.yaml"
     without.write_text(yaml.safe_dump({"name": "a refiner's"}))
     large = tmp_path / "large.safetensors"
-    HandPoseEstimator(EstimatorConfig.of({**MODEL, "size": 96})).save(large)
+    wide, rgb, taken = tmp_path / "wide.safetensors", tmp_path / "rgb.safetensors", tmp_path / "after" / "e.safetensors"
+    taken.parent.mkdir()
+    for path, change in ((large, {"size": 96}), (wide, {"cube_mm": 250.0}), (rgb, {"image": "rgb"}), (taken, {})):
+        HandPoseEstimator(EstimatorConfig.of({**MODEL, **change})).save(path)
     out = ("--out", tmp_path / "out")
     cases: list[tuple[Any, tuple[object, ...], str]] = [
         (thesis_figures.main, ("--config", config, "--estimator", refiner, *out), "is not an estimator's"),
         (thesis_figures.main, ("--config", nyu, "--estimator", estimator, *out), "joint_data.mat: no such file"),
         (thesis_figures.main, ("--config", without, "--estimator", estimator, *out), "without.yaml: 'model' is missing"),
         (thesis_figures.main, ("--config", config, "--estimator", estimator, *out, "--beside", large), "looks at other crops"),
+        (thesis_figures.main, ("--config", config, "--estimator", estimator, *out, "--beside", wide), "looks at other crops"),
+        (thesis_figures.main, ("--config", config, "--estimator", rgb, *out), "takes rgb images"),
+        (thesis_figures.main, ("--config", config, "--estimator", estimator, *out, "--beside", taken), "'after' is taken"),
         (feature_cache.main, ("--config", without), "without.yaml: 'model' is missing"),
         (attention_benchmark.main, ("--data", tmp_path / "none"), "none"),
         (attention_benchmark.main, ("--data", small_folder, "--weights", "nyu15"), "'nyu15' is not shipped"),

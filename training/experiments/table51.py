@@ -146,11 +146,12 @@ def main(
         images, images_id = training_set(base.data, base.model)
         if images is None or base.model.refiner is None:
             raise ValueError(f"{config}: expected a set of images that stays (data: images: N) and a refiner")
-        same_as_before(out / "asked.json", {**asdict(base), "encoder": digest(encoder), "refiner": [refiner_steps, noise_mm]})
-        cache = out / "features"
-        build_cache(cache, HandPoseEstimator.from_config(base.model, encoder), images, images_id)
-    file = out / "table51.json"
-    results: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        file, cache = out / "table51.json", out / "features"
+        results = earlier(file)
+        first = HandPoseEstimator.from_config(base.model, encoder)
+        asked = {**asdict(base), "encoder": digest(encoder), "refiner": [refiner_steps, noise_mm]}
+        same_as_before(out / "asked.json", asked, bool(results))
+        build_cache(cache, first.to("cuda" if torch.cuda.is_available() else "cpu"), images, images_id)
     for seed in chosen:
         experiment = replace(base, seed=seed)
         parts = out / f"seed{seed}"
@@ -196,15 +197,27 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def same_as_before(file: Path, asked: dict[str, Any]) -> None:
-    """Keeps what a folder's results belong to.
+def earlier(file: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Results of an earlier run, by row and seed.
 
     Raises:
-        ValueError: they belong to something else.
+        ValueError: a file that can't be read.
+    """
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{file}: no readable results ({error})") from None
+
+
+def same_as_before(file: Path, asked: dict[str, Any], results: bool) -> None:
+    """Keeps what a folder's runs and results belong to.
+
+    Raises:
+        ValueError: they belong to something else, or nobody knows to what.
     """
     text = json.dumps(asked, indent=1, sort_keys=True) + "\n"
-    if file.is_file():
-        if file.read_text(encoding="utf-8") != text:
+    if file.is_file() or results:
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
             raise ValueError(
                 f"{file.parent}: its results are of another experiment, encoder or options ({file}); take another folder"
             )

@@ -24,6 +24,13 @@ from training.data.batches import ImageSet
 from training.errors import one_sentence
 from training.estimator import VALIDATION_BATCH, measure, test_set
 
+BEFORE, AFTER = "before refinement", "after"
+
+
+def seen_by(model: HandPoseEstimator) -> tuple[object, ...]:
+    """What its crops are."""
+    return model.config.image, model.config.size, model.config.cube_mm
+
 
 @torch.inference_mode()
 def mean_attention(model: HandPoseEstimator, images: ImageSet) -> np.ndarray:
@@ -65,8 +72,14 @@ def main(
     with one_sentence():
         model = HandPoseEstimator.load(estimator)
         other = HandPoseEstimator.load(beside) if beside is not None else None
-        if other is not None and (other.config.size, other.config.cube_mm) != (model.config.size, model.config.cube_mm):
+        if model.config.image != "depth":
+            raise ValueError(
+                f"--estimator: {estimator} takes {model.config.image} images; there are depth images to measure on"
+            )
+        if other is not None and seen_by(other) != seen_by(model):
             raise ValueError(f"--beside: {beside} looks at other crops than {estimator}")
+        if beside is not None and beside.resolve().parent.name in (BEFORE, AFTER):
+            raise ValueError(f"--beside: its folder names it in the picture; {beside.resolve().parent.name!r} is taken")
         experiment = read_experiment(config, EstimatorExperiment)
         images = test_set(experiment.data, model.config)
     found = measure(model, images, experiment.loss.blob)
@@ -74,9 +87,9 @@ def main(
     errors = {}
     if other is not None and beside is not None:
         errors[beside.resolve().parent.name] = measure(other, images, experiment.loss.blob).after.numpy()
-    errors["before refinement"] = found.before.numpy()
+    errors[BEFORE] = found.before.numpy()
     if model.refiner is not None:
-        errors["after"] = found.after.numpy()
+        errors[AFTER] = found.after.numpy()
     visible = found.visible.numpy()
     for name, values in errors.items():
         where = "" if visible.all() else f" (visible {values[visible].mean():.2f}, hidden {values[~visible].mean():.2f})"
