@@ -268,7 +268,7 @@ def test_a_calibrated_sigma_is_a_power_scaled_to_the_errors(experiment: Experime
     model = JointRefiner(experiment.model)
     torch.nn.init.normal_(model.head.weight, std=0.02)
     model.save(tmp_path / "raw.safetensors")
-    with pytest.raises(ValueError, match="power: got 0.0; expected a positive number"):
+    with pytest.raises(ValueError, match=r"power: got 0\.0; expected a positive number"):
         calibrate_sigma(model, published, 0.0)
     scale = calibrate_sigma(model, published, 0.8, stride=50)
     model.save(tmp_path / "calibrated.safetensors")
