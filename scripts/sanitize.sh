@@ -7,7 +7,7 @@ set -euo pipefail
 python=${1:-python3}
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$work"' EXIT
 python=$("$python" -c 'import sys; print(sys.executable)')
 PATH="$(dirname "$python"):$PATH"
 cxx=${CXX:-g++}
@@ -71,7 +71,8 @@ sanitized() {
     UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:exitcode=99 \
     "$python" -m pytest -p imported_from -p no:cacheprovider --capture=sys "$@"
 }
-sanitized "${tests[@]}"
+sanitized "${tests[@]}" >"$work/native.log" 2>&1 & # beside the next: both are one thread's work
+native=$!
 
 # 6. The GPU's kernels, compiled for the host with the sanitizers, too; skipped where there are no CUDA headers. Every kernel and
 #    type of value once: threads as fibers are slow here.
@@ -79,5 +80,9 @@ export JOINTBERT_HOST_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=
 sanitized tests/cuda/test_soft_argmax_host.py -k "not dropped and (33-97 or 7-5 or valid or aligned or backward)"
 sanitized tests/cuda/test_soft_argmax_depth_host.py -k "twins and (19 or 17 or 33) or valid or aligned or anything"
 sanitized tests/cuda/test_refiner_host.py -k "twin or any_type or bfloat16_coordinates or device"
-sanitized tests/cuda/test_played_gpu.py -k "numpy_in or stay_there or session or capture or heatmaps"
+sanitized tests/cuda/test_played_gpu.py -k "numpy_in or stay_there or session and not while or capture or heatmaps"
+status=0
+wait "$native" || status=$?
+cat "$work/native.log"
+if [ "$status" != 0 ]; then exit "$status"; fi
 echo "sanitize: no findings"
