@@ -90,11 +90,10 @@ def report(row: dict[str, Any], timed: Callable[[], tuple[float, float]], whole:
     from benchmarks import gpu
 
     line = f"{row['batch']:6d} {row['runtime']:24s}{row['what']:18s}"
-    try:
-        p50, p99 = timed()
-    except RuntimeError as error:
-        print(f"{line} failed: {' '.join(str(error).split())[:80]}")
+    times = gpu.attempt(line, timed)
+    if times is None:
         return
+    p50, p99 = times
     key = (row["batch"], row["runtime"])
     if row["what"] == "with refiner":
         whole[key] = p50

@@ -49,6 +49,15 @@ def percentiles(
     return float(p50), float(p99)
 
 
+def attempt(line: str, timed: Callable[[], tuple[float, float]]) -> tuple[float, float] | None:
+    """What ``timed`` measures; None where it can't, and the row that ``line`` begins says why."""
+    try:
+        return timed()
+    except RuntimeError as error:
+        print(f"{line} failed: {' '.join(str(error).split())[:80]}", flush=True)
+        return None
+
+
 def wall_clock(call: Callable[[], object], repeats: int = 500, warmup: int = 50) -> tuple[float, float]:
     """p50 and p99 of a call in microseconds, as the host sees it; the GPU is idle when it begins."""
     for _ in range(warmup):

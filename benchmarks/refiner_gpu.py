@@ -111,11 +111,10 @@ def report(row: dict[str, Any], run: Any, how: tuple[int, int, int], rate: float
     from benchmarks import gpu
 
     line = f"{row['batch']:6d} {row['runtime']:28s}"
-    try:
-        p50, p99 = gpu.percentiles(run, *how)
-    except RuntimeError as error:
-        print(f"{line} failed: {' '.join(str(error).split())[:80]}")
+    times = gpu.attempt(line, lambda: gpu.percentiles(run, *how))
+    if times is None:
         return
+    p50, p99 = times
     share = row["batch"] * OPERATIONS / (p50 * 1e-6) / rate
     print(f"{line}{p50:10.1f}{p99:10.1f}{100 * share:10.1f} %", flush=True)
     gpu.write("refiner", {**row, "p50_us": p50, "p99_us": p99, "of_matrix_rate": share}, ("batch", "runtime"), more)

@@ -96,12 +96,11 @@ def report(row: dict[str, Any], run: Any, maps: Any, bandwidth: float, more: dic
     from benchmarks import gpu
 
     line = f"{row['batch']:6d} {row['dtype']:9s} {row['layout'][:13]:14s}{row['runtime']:22s}"
-    try:
-        with torch.no_grad():
-            p50, p99 = gpu.percentiles(lambda k: run(maps[k]), repeats=500)
-    except RuntimeError as error:
-        print(f"{line} failed: {' '.join(str(error).split())[:80]}")
+    with torch.no_grad():
+        times = gpu.attempt(line, lambda: gpu.percentiles(lambda k: run(maps[k]), repeats=500))
+    if times is None:
         return
+    p50, p99 = times
     share = maps.bytes / p50 * 1e6 / bandwidth
     print(f"{line}{p50:10.1f}{p99:10.1f}{100 * share:12.0f} %", flush=True)
     row = {**row, "p50_us": p50, "p99_us": p99, "of_bandwidth": share}
