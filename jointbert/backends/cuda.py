@@ -103,8 +103,8 @@ class CudaBackend:
 
     name = "cuda"
     measured_sizes: tuple[int, ...] = tuple(1 << k for k in range(13))
-    """Numbers of poses for which the kernel's variants are timed when a GPU gets the weights: some tens of milliseconds, after
-    which the fastest is taken. All variants give the same bits."""
+    """Numbers of poses for which the kernel's variants are timed when a GPU gets the weights: a tenth of a second by
+    the latency model, after which the fastest is taken. All variants give the same bits."""
     _most_rows = 1024
     _most_sessions = 8
 

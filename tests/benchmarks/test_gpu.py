@@ -21,8 +21,8 @@ LAUNCHES = 7
 
 
 @pytest.fixture
-def queue(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What waits; events are 1, 2, 3 ... ms apart, in the order of calls."""
+def queue(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """``waiting``: launches behind the kernel that waits, and how many ms each takes; ``append`` enqueues one."""
     waiting: list[int] = []
     begun = SimpleNamespace(value=False)
 
@@ -49,17 +49,16 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", sleep)
     monkeypatch.setattr(torch.cuda, "synchronize", settle)
-    waiting_append = waiting.append
 
-    def append(cost: int) -> None:
-        waiting_append(cost)
+    def append(ms: int) -> None:
+        waiting.append(ms)
         begun.value |= len(waiting) > LAUNCHES
 
-    return SimpleNamespace(append=append, waiting=waiting)  # type: ignore[return-value]
+    return SimpleNamespace(append=append, waiting=waiting)
 
 
 @pytest.mark.parametrize("together", [50, 6, 1])
-def test_as_many_calls_as_the_queue_holds(queue: Any, together: int) -> None:
+def test_as_many_calls_as_the_queue_holds(queue: SimpleNamespace, together: int) -> None:
     asked: list[int] = []
 
     def call(k: int) -> None:
@@ -71,7 +70,7 @@ def test_as_many_calls_as_the_queue_holds(queue: Any, together: int) -> None:
     assert len(queue.waiting) <= LAUNCHES
 
 
-def test_a_call_that_the_queue_can_t_hold_is_said(queue: Any) -> None:
+def test_a_call_that_the_queue_can_t_hold_is_said(queue: SimpleNamespace) -> None:
     with pytest.raises(RuntimeError, match="before the call was enqueued"):
         gpu.percentiles(lambda _: [queue.append(1) for _ in range(LAUNCHES + 1)], repeats=3, warmup=1)
 
