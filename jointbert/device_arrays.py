@@ -145,8 +145,15 @@ def _read(value: Any, name: str, stream: int | None) -> tuple[DeviceArray, Libra
     if type(value).__module__.split(".")[0] == "cupy":
         cupys = _CuPy(sys.modules["cupy"], value.device.id)
         return cupys.read(value), cupys
-    array = _read_interface(value, name) if hasattr(value, "__cuda_array_interface__") else _read_dlpack(value, name, stream)
+    array = _read_interface(value, name) if _says_when(value) else _read_dlpack(value, name, stream)
     return array, _Other(value, array)
+
+
+def _says_when(value: Any) -> bool:
+    """Whether an array's interface is the protocol to take: before version 3 it does not tell when its numbers are there, as
+    DLPack does."""
+    interface = getattr(value, "__cuda_array_interface__", None)
+    return interface is not None and (interface.get("version", 0) >= 3 or not hasattr(value, "__dlpack__"))
 
 
 class _Torch:
@@ -163,10 +170,11 @@ class _Torch:
         return self.read(self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self.device))
 
     def converted(self, value: Any, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
-        if isinstance(value, np.ndarray) and not value.flags.writeable:  # which torch warns of
-            value = value.copy()
-        tensor = self.torch.as_tensor(value, device=self.device)
-        return self.read(tensor.to(getattr(self.torch, dtype)).expand(shape))
+        kind = getattr(self.torch, dtype)
+        if isinstance(value, np.ndarray):  # from pinned memory, which torch keeps until the copy is done: nothing waits
+            pinned = self.torch.tensor(value, dtype=kind).pin_memory()
+            return self.read(pinned.to(self.device, non_blocking=True).expand(shape))
+        return self.read(self.torch.as_tensor(value, device=self.device).to(kind).expand(shape))
 
     def result(self, array: DeviceArray) -> Any:
         return array.owner
@@ -195,18 +203,35 @@ class _CuPy:
         return array.owner
 
 
+class _Kept:
+    """What a launch reads and writes, until nobody has its results any more.
+
+    A library that takes its memory back as soon as nobody has an array any more, on a stream that does not wait for
+    this one, would write over what the launch has yet to read. Giving memory back waits for the launch: it comes first.
+    """
+
+    def __init__(self, *read: Any) -> None:
+        self.read = list(read)
+        self.memory: list[Any] = []
+
+    def __del__(self) -> None:
+        self.memory.clear()
+
+
 class _Other:
     """A library of which nothing is known but its arrays."""
 
     def __init__(self, value: Any, array: DeviceArray) -> None:
         self.value, self.device = value, array.device
         self.stream = array.stream or _LEGACY_STREAM
+        self.kept = _Kept(value, array.owner)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        from jointbert.backends.cuda import load_module
+        from jointbert.backends.cuda import call, load_module
 
-        memory = load_module().Memory(math.prod(shape) * _bits(dtype) // 8, self.device)
-        return DeviceArray(memory.address, shape, dtype, self.device, memory, self.stream)
+        memory = call(load_module().Memory, math.prod(shape) * _bits(dtype) // 8, self.device)
+        self.kept.memory.append(memory)
+        return DeviceArray(memory.address, shape, dtype, self.device, self.kept, self.stream)
 
     def converted(self, value: Any, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
         if isinstance(value, np.ndarray):
@@ -220,6 +245,7 @@ class _Other:
             from jointbert.backends.cuda import call, load_module
 
             call(load_module().order, array.stream, self.stream, self.device)
+        self.kept.read += [value, array.owner]
         return array
 
     def _sent(self, value: np.ndarray) -> DeviceArray:
@@ -227,6 +253,7 @@ class _Other:
 
         array = self.empty(value.shape, value.dtype.name)
         call(load_module().copy, array.address, value.ctypes.data, value.nbytes, self.device, self.stream)
+        self.kept.read.append(value)
         return array
 
     def result(self, array: DeviceArray) -> Any:

@@ -409,8 +409,11 @@ def refine(
             median joint moves more than 60 mm between two frames, and what is beyond it is not looked at.
         weights: a shipped name or a ``.safetensors`` path.
         backend: ``auto``, ``native`` (C++ on the CPU), ``cuda`` or ``torch``. ``auto`` is ``native``, and ``cuda`` for arrays
-            on a GPU: they stay there and are refined on their library's current stream; nothing waits, but for memory that
-            other libraries than torch and CuPy can't be asked for. Those get no broadcasting, and ``sigma`` is float32.
+            on a GPU: they stay there and are refined on their library's current stream (that of DLPack alone: the legacy
+            stream). Nothing waits, but the first call on a GPU (weights, a measurement of the kernel's variants), and
+            taking and giving back memory that libraries other than torch and CuPy can't be asked for. Those get no
+            broadcasting, and ``sigma`` is float32. Whoever captures a call in a CUDA graph keeps its :class:`Refiner`, which
+            owns the weights, for as long.
         check: for arrays on a GPU: wait for the result, and check and warn as for others. Without it a confidence outside
             [0, 1] and an error that is not positive count as unknown, and ``status`` alone tells what became of a frame.
         return_details: return :class:`Refined` instead of the joints alone.

@@ -16,7 +16,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def test_the_readme_s_example_runs() -> None:
-    block, _, _ = blocks()
+    block, _, _ = blocks()  # the last: tests/cuda
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)
     assert names["status"].shape == (256,)  # type: ignore[attr-defined]

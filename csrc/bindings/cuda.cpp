@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "../cuda/device_refiner.h"
-#include "../cuda/error.h"
+#include "../cuda/resources.h"
 #include "../cuda/session.h"
 #include "../cuda/soft_argmax.h"
 #include "dlpack.h"
@@ -120,6 +120,7 @@ void run_refiner(const DeviceRefiner& refiner, std::uintptr_t joints, int number
     std::copy(order.begin(), order.end(), poses.order);
     const Refined out{pointer<void>(refined), pointer<float>(sigma), pointer<std::uint8_t>(status),
                       pointer<float>(size_mm), pointer<float>(chirality)};
+    if (variant > int(Variant::kTiles)) throw py::value_error("variant: expected 0, 1, 2 or -1");
     const Variant which = variant < 0 ? refiner.choose(count) : Variant(variant);
     const py::gil_scoped_release release;
     refiner.run(poses, out, which, pointer<CUstream_st>(stream));
@@ -131,8 +132,17 @@ void run_session(GraphSession& session, std::size_t rows, const std::vector<py::
     std::vector<const void*> from;
     std::vector<void*> to;
     std::vector<py::buffer_info> kept;
-    for (const py::buffer& b : inputs) from.push_back(kept.emplace_back(b.request()).ptr);
-    for (const py::buffer& b : outputs) to.push_back(kept.emplace_back(b.request(true)).ptr);
+    const auto checked = [&](py::buffer_info&& info, std::size_t row_bytes) {
+        if (std::size_t(info.size) * std::size_t(info.itemsize) < rows * row_bytes)
+            throw py::value_error("run: an array is shorter than its rows");
+        return kept.emplace_back(std::move(info)).ptr;
+    };
+    if (inputs.size() != session.inputs() || outputs.size() != session.outputs())
+        throw py::value_error("run: another number of inputs or outputs than this session has");
+    for (std::size_t i = 0; i < inputs.size(); ++i)
+        from.push_back(checked(inputs[i].request(), session.input_row_bytes(i)));
+    for (std::size_t i = 0; i < outputs.size(); ++i)
+        to.push_back(checked(outputs[i].request(true), session.output_row_bytes(i)));
     const py::gil_scoped_release release;
     session.run(rows, from, to);
 }

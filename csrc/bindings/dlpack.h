@@ -79,6 +79,7 @@ inline pybind11::capsule write(std::uintptr_t data, const std::vector<std::int64
     kept->managed.context = kept;
     kept->managed.deleter = [](Managed* managed) {
         auto* mine = static_cast<Kept*>(managed->context);
+        if (!Py_IsInitialized()) return;  // the process ends, and whoever had the tensor is late
         const py::gil_scoped_acquire gil;
         Py_DECREF(mine->owner);
         delete mine;

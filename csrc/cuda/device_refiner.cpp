@@ -14,12 +14,11 @@ constexpr int kWarmUps = 100;
 constexpr float kWarmUpUs = 30e3f;
 constexpr float kHopeless = 2;  // a split variant that takes so many times the tiles' time is not tried with more poses
 
-// A stream and two events on it.
+// Two events on a stream.
 class Clock {
   public:
-    Clock() {
+    explicit Clock(const Stream& stream) : stream_(stream) {
         try {
-            check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
             check(cudaEventCreate(&begin_), "cudaEventCreate");
             check(cudaEventCreate(&end_), "cudaEventCreate");
         } catch (...) {
@@ -31,20 +30,20 @@ class Clock {
     Clock(const Clock&) = delete;
     Clock& operator=(const Clock&) = delete;
 
-    cudaStream_t stream() const { return stream_; }
     // Microseconds of one launch, the best of some rounds; infinite where it can't be launched.
     template <class Launch>
     float time(const Launch& launch) {
-        if (launch() != cudaSuccess) {
-            cudaGetLastError();
-            return std::numeric_limits<float>::infinity();
-        }
         float best = std::numeric_limits<float>::infinity();
-        for (int round = 0; round < kRounds; ++round) {
+        for (int round = 0; round <= kRounds; ++round) {  // the first to warm up
             check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
-            for (int i = 0; i < kLaunches; ++i) check(launch(), "refine");
+            for (int i = 0; i < (round ? kLaunches : 1); ++i)
+                if (launch() != cudaSuccess) {
+                    cudaGetLastError();
+                    return std::numeric_limits<float>::infinity();
+                }
             check(cudaEventRecord(end_, stream_), "cudaEventRecord");
-            check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+            stream_.wait();
+            if (!round) continue;
             float ms = 0;
             check(cudaEventElapsedTime(&ms, begin_, end_), "cudaEventElapsedTime");
             best = std::min(best, 1000 * ms / kLaunches);
@@ -56,10 +55,9 @@ class Clock {
     void release() {
         if (begin_) cudaEventDestroy(begin_);
         if (end_) cudaEventDestroy(end_);
-        if (stream_) cudaStreamDestroy(stream_);
     }
 
-    cudaStream_t stream_ = nullptr;
+    const Stream& stream_;
     cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
@@ -83,6 +81,7 @@ DeviceRefiner::DeviceRefiner(const void* ends, std::size_t ends_bytes, const voi
     if (ends_bytes != sizeof(Ends) || layers < 1 || chunks_bytes != std::size_t(layers) * kChunks * sizeof(Chunk))
         throw std::invalid_argument("weights: packed for other kernels");
     const OnDevice on(device);
+    const BesideCaptures beside;
     const cudaError_t asked = ask_device(device, device_);
     pool_.pool = device_.pool;
     check(asked, "the kernels of the refiner");
@@ -90,9 +89,10 @@ DeviceRefiner::DeviceRefiner(const void* ends, std::size_t ends_bytes, const voi
         throw std::invalid_argument(
             "precision: this GPU, of compute capability " + std::to_string(device_.capability / 10) + "." +
             std::to_string(device_.capability % 10) + ", multiplies no bfloat16 (8.0 and later do); take 'f16'");
-    check(cudaMemcpy(ends_.data(), ends, ends_bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
-    check(cudaMemcpy(chunks_.data(), chunks, chunks_bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
-    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // a copy may end later, and streams need not wait for it
+    const Stream stream;
+    stream.send(ends_.data(), ends, ends_bytes);
+    stream.send(chunks_.data(), chunks, chunks_bytes);
+    stream.wait();
     network_ = {ends_.data<const Ends>(), chunks_.data<const Chunk>(), layers, precision};
 }
 
@@ -102,25 +102,26 @@ void DeviceRefiner::measure(const std::vector<int>& sizes) {
         if (sizes[i] <= (i ? sizes[i - 1] : 0))
             throw std::invalid_argument("sizes: expected positive numbers of poses that rise");
     const OnDevice on(number_);
+    const BesideCaptures beside;
     const std::size_t most = std::size_t(sizes.back());
     const std::vector<float> hands = some_hands(sizes.back());
     const Memory joints(hands.size() * sizeof(float), number_), refined(hands.size() * sizeof(float), number_);
     const Memory sigma(most * kJoints * sizeof(float), number_), status(most, number_);
-    check(cudaMemcpy(joints.data(), hands.data(), hands.size() * sizeof(float), cudaMemcpyHostToDevice), "cudaMemcpy");
-    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    const Stream stream;
+    stream.send(joints.data(), hands.data(), hands.size() * sizeof(float));
+    stream.wait();
     Poses poses{};
     poses.joints = joints.data();
     for (std::size_t j = 0; j < kJoints; ++j) poses.order[j] = static_cast<unsigned char>(j);
     poses.mm_per_unit = 1;
     poses.error_all_mm = std::numeric_limits<float>::quiet_NaN();
     const Refined out{refined.data(), sigma.data<float>(), status.data<std::uint8_t>(), nullptr, nullptr};
-    Clock clock;
+    Clock clock(stream);
     poses.count = sizes.back();
-    const auto tiles_of_all = [&] {
-        return cuda::refine(device_, network_, poses, out, Variant::kTiles, clock.stream());
-    };
+    const auto launch = [&](Variant variant) { return cuda::refine(device_, network_, poses, out, variant, stream); };
     float spent = 0;  // an idle GPU's clocks are low
-    for (int i = 0; i < kWarmUps && spent < kWarmUpUs; ++i) spent += kRounds * kLaunches * clock.time(tiles_of_all);
+    for (int i = 0; i < kWarmUps && spent < kWarmUpUs; ++i)
+        spent += kRounds * kLaunches * clock.time([&] { return launch(Variant::kTiles); });
     constexpr Variant kAll[] = {Variant::kTiles, Variant::kCluster, Variant::kGrid};
     bool hopeless[std::size(kAll)] = {};
     std::vector<Fastest> table;
@@ -130,8 +131,7 @@ void DeviceRefiner::measure(const std::vector<int>& sizes) {
         float tiles = 0;
         for (std::size_t i = 0; i < std::size(kAll); ++i) {
             if (hopeless[i] || !has(device_, kAll[i], size)) continue;
-            const float us =
-                clock.time([&] { return cuda::refine(device_, network_, poses, out, kAll[i], clock.stream()); });
+            const float us = clock.time([&] { return launch(kAll[i]); });
             if (i == 0) tiles = us;
             hopeless[i] = i > 0 && us > kHopeless * tiles;
             if (us < fastest.us) fastest = {size, kAll[i], us};
@@ -150,6 +150,12 @@ Variant DeviceRefiner::choose(int poses) const {
 }
 
 void DeviceRefiner::run(const Poses& poses, const Refined& refined, Variant variant, cudaStream_t stream) const {
+    if (!has(device_, variant, poses.count)) {
+        const char* kinds[] = {"clusters (compute capability 9.0 and later have them)",
+                               "cooperative grid for so many poses", "tiles"};
+        throw std::invalid_argument("variant: this GPU runs no " + std::string(kinds[int(variant)]) + "; got " +
+                                    std::to_string(poses.count) + " poses");
+    }
     const OnDevice on(number_);
     check(cuda::refine(device_, network_, poses, refined, variant, stream), "refine");
 }

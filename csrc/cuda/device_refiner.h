@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <vector>
 
-#include "error.h"
 #include "refiner.h"
+#include "resources.h"
 
 namespace jointbert::cuda {
 
@@ -14,7 +14,7 @@ class DeviceRefiner {
   public:
     // `ends` and `chunks` are those of refiner.h, in the host's memory. Throws std::runtime_error with the CUDA call
     // that failed, std::invalid_argument for sizes that are not those of `layers` layers or a precision that the device
-    // lacks.
+    // lacks. This and measure may be called while streams are captured.
     DeviceRefiner(const void* ends, std::size_t ends_bytes, const void* chunks, std::size_t chunks_bytes, int layers,
                   Precision precision, int device);
 
@@ -27,11 +27,12 @@ class DeviceRefiner {
         Variant variant;
         float us;
     };
-    // Times what the device has for each number of poses, and keeps the fastest. Waits for the device; the sizes rise.
+    // Times what the device has for each number of poses, and keeps the fastest. The sizes rise.
     void measure(const std::vector<int>& sizes);
     const std::vector<Fastest>& measured() const { return measured_; }
 
-    // Enqueues one launch on the stream; all pointers are the device's.
+    // Enqueues one launch on the stream; all pointers are the device's. Throws std::invalid_argument for a variant that
+    // the device does not run.
     void run(const Poses& poses, const Refined& refined, Variant variant, cudaStream_t stream) const;
     // What was fastest for the next larger number of poses that was measured; without a measurement, what is likely to
     // be.

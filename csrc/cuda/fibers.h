@@ -2,7 +2,8 @@
 // shuffles are switches between them. The same .cu file is compiled by nvcc for GPUs and by g++ with this header.
 //
 // It proves indexing, reductions and synchronisation: a thread that runs ahead of a missing barrier reads what is not
-// there yet, in one schedule (forward, reverse, random) or another. It proves neither speed nor memory ordering.
+// there yet, in one schedule (forward, reverse, random, uneven) or another. It proves neither speed nor memory
+// ordering.
 #pragma once
 
 #include <cuda_bf16.h>

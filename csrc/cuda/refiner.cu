@@ -431,6 +431,7 @@ struct Ring {
 #pragma unroll 1  // registers are scarcer than instructions
             for (int i = thread_again(); i < int(sizeof(Chunk) / 16); i += kThreads)
                 copy_later(reinterpret_cast<uint4*>(stages + stage) + i, reinterpret_cast<const uint4*>(chunk) + i);
+        __syncwarp();     // lanes may have parted: not all carry equally much
         commit_copies();  // empty groups too, so that their number tells what is there
     }
 };
@@ -930,9 +931,12 @@ cudaError_t make_pool(int number, cudaMemPool_t& pool) {
     properties.allocType = cudaMemAllocationTypePinned;
     properties.location.type = cudaMemLocationTypeDevice;
     properties.location.id = number;
-    const cudaError_t code = cudaMemPoolCreate(&pool, &properties);
+    cudaError_t code = cudaMemPoolCreate(&pool, &properties);
     std::uint64_t all = ~std::uint64_t(0);
-    return code == cudaSuccess ? cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all) : code;
+    int no = 0;  // a stream must not wait for another one's memory
+    if (code == cudaSuccess) code = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all);
+    if (code == cudaSuccess) code = cudaMemPoolSetAttribute(pool, cudaMemPoolReuseAllowInternalDependencies, &no);
+    return code;
 }
 
 }  // namespace
@@ -958,10 +962,17 @@ cudaError_t ask_device(int number, Device& device) {
     device.capability = std::min(device.capability, compiled);
     if (code == cudaSuccess) code = make_ready<__half>(device);
     if (code == cudaSuccess && device.capability >= 80) code = make_ready<__nv_bfloat16>(device);
-    if (code == cudaSuccess && device.capability >= 90 && most_of_cluster(device) > 0)
-        code = count_clusters(device, device.clusters);
-    if (code == cudaSuccess && pools) code = make_pool(number, device.pool);
-    return code;
+    if (code != cudaSuccess) return code;
+    // What the variants for few poses need may be refused (parts of a GPU, virtual ones): tiles do without.
+    if (device.capability >= 90 && most_of_cluster(device) > 0 &&
+        count_clusters(device, device.clusters) != cudaSuccess)
+        device.clusters = 0;
+    if (pools && make_pool(number, device.pool) != cudaSuccess) {
+        if (device.pool) cudaMemPoolDestroy(device.pool);
+        device.pool = nullptr;
+    }
+    cudaGetLastError();  // not the next call's error
+    return cudaSuccess;
 }
 
 }  // namespace jointbert::cuda

@@ -4,14 +4,13 @@
 #include <stdexcept>
 #include <string>
 
-#include "error.h"
-
 namespace jointbert::cuda {
 
 GraphSession::GraphSession(std::vector<std::size_t> inputs, std::vector<std::size_t> outputs, std::size_t rows,
                            int device)
     : rows_(rows), device_(device) {
     const OnDevice on(device);
+    const BesideCaptures beside;
     try {
         check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
         const auto make = [&](const std::vector<std::size_t>& sizes, std::vector<Buffer>& buffers) {
@@ -34,6 +33,7 @@ GraphSession::GraphSession(std::vector<std::size_t> inputs, std::vector<std::siz
 GraphSession::~GraphSession() {
     int before = 0;
     if (cudaGetDevice(&before) == cudaSuccess) cudaSetDevice(device_);
+    const BesideCaptures beside;
     if (stream_) cudaStreamSynchronize(stream_);
     release();
     cudaSetDevice(before);
@@ -113,8 +113,6 @@ std::vector<std::size_t> GraphSession::recorded() const {
 }
 
 void GraphSession::run(std::size_t rows, const std::vector<const void*>& inputs, const std::vector<void*>& outputs) {
-    if (inputs.size() != inputs_.size() || outputs.size() != outputs_.size())
-        throw std::invalid_argument("run: another number of inputs or outputs than this session has");
     if (!rows) return;
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
     const auto found = graphs_.lower_bound(rows);

@@ -7,7 +7,10 @@
 namespace jointbert::cuda {
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
+// What a difference from the peak is multiplied by, for a power of 2; finite, so that the peak's own weight is 1.
+__device__ inline float scale_of(const SoftArgmaxOptions& options) {
+    return fminf(options.beta * 1.4426950408889634f, 3.4e38f);
+}
 
 // The ways a value is stored.
 template <class T>
@@ -95,7 +98,7 @@ struct Around {
           v(int(rows.row(index_of(best)))),
           reach(options.window < 0 ? kMaxSide : options.window),
           peak(value_of(best)),
-          scale(options.beta * kLog2E) {
+          scale(scale_of(options)) {
         u = int(index_of(best)) - v * width;
     }
     // Where a pixel stands from the peak; whether it counts.
@@ -115,8 +118,9 @@ __device__ inline void write(const Keypoints& out, int map, std::uint64_t best, 
     const bool valid = finite(peak);
     const unsigned v = rows.row(index_of(best)), u = index_of(best) - v * rows.width;
     const bool soft = mode == Peak::kSoft;
-    out.uv[2 * map] = valid ? float(u) + (soft ? sums.u / sums.weight : 0) : nan;
-    out.uv[2 * map + 1] = valid ? float(v) + (soft ? sums.v / sums.weight : 0) : nan;
+    const std::size_t at = 2 * std::size_t(map);
+    out.uv[at] = valid ? float(u) + (soft ? sums.u / sums.weight : 0) : nan;
+    out.uv[at + 1] = valid ? float(v) + (soft ? sums.v / sums.weight : 0) : nan;
     out.confidence[map] = valid ? fminf(fmaxf(peak, 0), 1) : 0;
     out.status[map] = !valid;
 }

@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kProducts<T> ? 2 : 1)
     const int thread = int(threadIdx.x), warp = thread / 32, g = thread % 32 / 4, t = thread % 4;
     const Rows rows(width);
     const bool soft = options.mode == Peak::kSoft, windowed = soft && options.window >= 0;
-    const float scale = options.beta * kLog2E;
+    const float scale = scale_of(options);
 
     const T* maps[2];
     const T* weights[2];

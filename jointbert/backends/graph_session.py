@@ -21,12 +21,20 @@ class GraphSession:
 
     Whatever can be enqueued on a stream can be recorded: this package's kernels, torch, CuPy, a TensorRT context, one behind
     the other. A call copies NumPy arrays to pinned memory, replays the smallest graph that holds them (which copies them to the
-    device, works, and copies back) and waits, all in C++ with the GIL released.
+    device, works, and copies back) and waits, all in C++ with the GIL released. Rows behind the batch, up to the graph's size,
+    hold what was there before. Any thread may call; one at a time is at work, and all wait while one records.
+
+    A graph holds addresses: what was recorded has to keep its memory for as long as the session lives. The refiner's weights
+    are their backend's; torch gives a temporary back that it takes outside a graph of its own, so write to memory that stays
+    (``out=``).
 
     Args:
         inputs, outputs: shape of one row, and NumPy dtype, by name.
         rows: the largest batch.
         device: the GPU's number.
+
+    Attributes:
+        rows, device: as given.
 
     Raises:
         ImportError: an installation without GPU kernels. RuntimeError: what CUDA says, by the call's name. ValueError: no rows,
@@ -39,7 +47,7 @@ class GraphSession:
 
         def enqueue(batch):
             with torch.cuda.stream(torch.cuda.ExternalStream(session.stream)):
-                y[:batch] = layer(x[:batch])
+                torch.addmm(layer.bias, x[:batch], layer.weight.T, out=y[:batch])
 
         session.capture(enqueue, batches=(1, 8, 64))
         result = session(x=np.zeros((5, 16), np.float32))["y"]

@@ -72,15 +72,18 @@ def compile_for_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 
 @pytest.fixture(scope="session")
 def build_for_host(compile_for_host: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> HostBuild:
-    """Compiles a test's harness around a kernel file (or a changed copy of it) and loads it."""
+    """Compiles a test's harness around a kernel file (or copies of it and of a file beside it, ``changed``) and loads it."""
 
-    def build(harness: str, kernels: str, change: Callable[[str], str] | None = None) -> ctypes.CDLL:
+    def build(
+        harness: str, kernels: str, change: Callable[[str], str] | None = None, changed: str | None = None
+    ) -> ctypes.CDLL:
         source = CUDA / kernels
         if change is not None:
-            text = source.read_text()
-            source = tmp_path_factory.mktemp("changed") / kernels
-            source.write_text(change(text))
-            assert source.read_text() != text
+            folder = tmp_path_factory.mktemp("changed")
+            source = Path(shutil.copy(source, folder))
+            text = (CUDA / (changed or kernels)).read_text()
+            assert change(text) != text
+            (folder / (changed or kernels)).write_text(change(text))
         folder = Path(__file__).parent
         return ctypes.CDLL(str(compile_for_host(Path(harness).stem, [folder / harness], [f'-DSOURCE="{source}"'])))
 

@@ -1,7 +1,8 @@
 // jointbert._cuda for a GPU that the host plays: the module's own sources, with kernels run by fibers.h and this
 // runtime. A stream does what it was asked when somebody waits for it, not before; memory of the device is the host's,
-// and filled with NaN when it is taken. One call can be told to fail. As CUDA's runtime it may be called from any
-// thread: one at a time is at work.
+// and filled with NaN when it is taken. One call can be told to fail. What might be recorded by mistake breaks captures
+// as CUDA's modes of capture have it. As CUDA's runtime it may be called from any thread: one at a time is at work.
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -9,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "fibers.h"
@@ -19,17 +21,21 @@ using Work = std::function<void()>;
 struct Stream {
     std::deque<Work> waiting;
     std::vector<Work>* recording = nullptr;
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+    std::thread::id by;
+    bool broken = false;
 };
 struct Played {
     std::map<void*, Stream*> streams;
     std::string failing;
-    int devices = 1;
-    long allocated = 0;
-    Stream legacy;
+    int devices = 1, capability = 90, driver = 13000;
+    long allocated = 0, waits = 0;
+    Stream legacy, elsewhere;
     std::deque<float> times;
     std::recursive_mutex working;
 } played;
 thread_local int current_device = 0;
+thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
 
 Stream& stream_of(cudaStream_t stream) {
     const auto found = played.streams.find(stream);
@@ -58,6 +64,23 @@ cudaError_t result(const char* call) {
     played.failing.clear();
     return cudaErrorUnknown;
 }
+// A call that might be recorded by mistake: breaks the captures that forbid it.
+cudaError_t unsafe() {
+    if (capture_mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
+    cudaError_t code = cudaSuccess;
+    const auto ask = [&](Stream& stream) {
+        const bool forbids =
+            stream.recording && (stream.by == std::this_thread::get_id()
+                                     ? stream.mode != cudaStreamCaptureModeRelaxed
+                                     : stream.mode == cudaStreamCaptureModeGlobal && capture_mode == stream.mode);
+        if (!forbids) return;
+        stream.broken = true;
+        code = cudaErrorStreamCaptureUnsupported;
+    };
+    ask(played.elsewhere);
+    for (auto& [handle, stream] : played.streams) ask(*stream);
+    return code;
+}
 cudaError_t take(void** memory, std::size_t bytes) {
     *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
     std::memset(*memory, 0xff, bytes);
@@ -75,9 +98,10 @@ cudaError_t take(void** memory, std::size_t bytes) {
 extern "C" {
 cudaError_t cudaGetDeviceCount(int* count) {
     *count = played.devices;
+    if (played.driver < 13000) return cudaErrorInsufficientDriver;
     return played.devices ? cudaSuccess : cudaErrorNoDevice;
 }
-cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int* version) { return *version = played.driver, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) {
@@ -92,14 +116,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
              : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448
              : attribute == cudaDevAttrCooperativeLaunch            ? 1
              : attribute == cudaDevAttrMemoryPoolsSupported         ? 1
-             : attribute == cudaDevAttrComputeCapabilityMajor       ? 9
+             : attribute == cudaDevAttrComputeCapabilityMajor       ? played.capability / 10
+             : attribute == cudaDevAttrComputeCapabilityMinor       ? played.capability % 10
                                                                     : 0;
     return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() {
-    CALL(cudaDeviceSynchronize);
-    finish_all();
-    return cudaSuccess;
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+    return std::swap(*mode, capture_mode), cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
     CALL(cudaEventCreateWithFlags);
@@ -156,26 +179,23 @@ cudaError_t cudaMemPoolDestroy(cudaMemPool_t) {
 }
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
     CALL(cudaMalloc);
+    if (const cudaError_t code = unsafe(); code != cudaSuccess) return code;
     return take(memory, bytes);
 }
 cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
     CALL(cudaMallocHost);
+    if (const cudaError_t code = unsafe(); code != cudaSuccess) return code;
     return take(memory, bytes);
 }
 cudaError_t cudaFree(void* memory) {
     ALONE;
+    if (const cudaError_t code = unsafe(); code != cudaSuccess) return code;
     finish_all();
     played.allocated -= memory != nullptr;
     std::free(memory);
     return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
-cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
-    CALL(cudaMemcpy);
-    finish_all();
-    std::memcpy(to, from, bytes);
-    return cudaSuccess;
-}
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
     CALL(cudaMemcpyAsync);
     enqueue(stream, [=] { std::memcpy(to, from, bytes); });
@@ -199,18 +219,29 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     CALL(cudaStreamSynchronize);
     if (stream_of(stream).recording) return cudaErrorStreamCaptureUnsupported;
+    ++played.waits;
     finish(stream_of(stream));
     return cudaSuccess;
 }
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
     CALL(cudaStreamBeginCapture);
-    stream_of(stream).recording = new std::vector<Work>;
+    Stream& recorded = stream_of(stream);
+    recorded.recording = new std::vector<Work>;
+    recorded.mode = mode;
+    recorded.by = std::this_thread::get_id();
+    recorded.broken = false;
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
     ALONE;
-    *graph = reinterpret_cast<cudaGraph_t>(stream_of(stream).recording);
-    stream_of(stream).recording = nullptr;
+    Stream& recorded = stream_of(stream);
+    *graph = reinterpret_cast<cudaGraph_t>(recorded.recording);
+    recorded.recording = nullptr;
+    if (recorded.broken) {
+        delete reinterpret_cast<std::vector<Work>*>(*graph);
+        *graph = nullptr;
+        return cudaErrorStreamCaptureInvalidated;
+    }
     return result("cudaStreamEndCapture");
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* ready, cudaGraph_t graph, unsigned long long) {
@@ -236,7 +267,9 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
 }
 
 // For the tests, by ctypes: the next call of a name fails; what lies between the next two events, behind what was said
-// before; which of the next launches fails; how many devices there are; what is allocated now.
+// before; which of the next launches fails; how many devices there are, of which compute capability, for which driver;
+// what is allocated now; how often the host has waited for a stream; a capture of
+// another thread in the mode that torch takes, begun, and ended: whether it was broken.
 extern "C" {
 #pragma GCC visibility push(default)
 void played_fail(const char* call) {
@@ -248,8 +281,35 @@ void played_time(float ms) {
     played.times.push_back(ms);
 }
 void played_refuse(int ahead) { jointbert::fibers::refusal().ahead = ahead; }
-void played_devices(int count) { played.devices = count; }
+void played_devices(int count, int capability, int driver) {
+    played.devices = count;
+    played.capability = capability;
+    played.driver = driver;
+}
 long played_allocated() { return played.allocated; }
+long played_waits() { return played.waits; }
+// Work that goes on when `*flag` is no longer 0, or, if that does not happen, in five seconds, with -1 there.
+void played_hold(cudaStream_t stream, volatile int* flag) {
+    ALONE;
+    enqueue(stream, [flag] {
+        const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+        while (!*flag) {
+            if (std::chrono::steady_clock::now() > end) *flag = -1;
+            std::this_thread::yield();
+        }
+    });
+}
+void played_begin_elsewhere() {
+    ALONE;
+    played.elsewhere = {};
+    played.elsewhere.recording = new std::vector<Work>;
+}
+int played_end_elsewhere() {
+    ALONE;
+    delete played.elsewhere.recording;
+    played.elsewhere.recording = nullptr;
+    return played.elsewhere.broken;
+}
 #pragma GCC visibility pop
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.util
 import sys
 import sysconfig
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,8 +28,10 @@ from jointbert.backends.graph_session import GraphSession
 from jointbert.backends.layout import LAYOUT
 from jointbert.device_arrays import DeviceArray, is_on_gpu
 from jointbert.weights import load_weights
+from tests.test_docs import blocks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+ONE_HOPPER = (1, 90, 13000)
 SOURCES = ("csrc/bindings/cuda.cpp", "csrc/cuda/device_refiner.cpp", "csrc/cuda/session.cpp", "tests/cuda/played_gpu.cpp")
 KERNELS = tuple(f"csrc/cuda/{name}.cu" for name in ("refiner", "soft_argmax", "soft_argmax_depth"))
 
@@ -81,9 +85,10 @@ def gpu(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.
     control.played_allocated.restype = ctypes.c_long
     control.played_time.argtypes = (ctypes.c_float,)
     monkeypatch.setattr(CudaBackend, "measured_sizes", ())  # the host is too slow for thousands of poses
-    control.played_devices(1)
+    control.played_waits.restype = ctypes.c_long
+    control.played_hold.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     yield control
-    control.played_devices(1)
+    control.played_devices(*ONE_HOPPER)
     control.played_fail(b"")
     load_module.cache_clear()
 
@@ -109,6 +114,17 @@ def on_host(array: DeviceArray) -> np.ndarray:
         return np.empty(array.shape, array.dtype)
     memory = (ctypes.c_char * array.nbytes).from_address(array.address)
     return np.frombuffer(bytes(memory), array.dtype).reshape(array.shape)
+
+
+def one_launch(backend: CudaBackend, joints: np.ndarray, variant: int) -> np.ndarray:
+    """Refined joints of one variant."""
+    count = len(joints)
+    out = [np.empty(s, d) for s, d in ((joints.shape, joints.dtype), ((count, 14), np.float32), ((count,), np.uint8))]
+    given, *arrays = (DeviceArray(x.ctypes.data, x.shape, x.dtype.name, 0, x) for x in (joints, *out))
+    asked = DeviceBatch(given, np.arange(14, dtype=np.int32), 1.0, False, None, None, None)
+    backend.enqueue(asked, DeviceResult(*arrays, None, None), 0, variant)
+    load_module().synchronize(0, 0)
+    return out[0]
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +172,7 @@ def test_what_is_said_of_joints_on_the_gpu(few: np.ndarray, make: Callable[..., 
     rng = np.random.default_rng(0)
     confidence, visible = rng.random((5, 14)).astype(np.float32), rng.random((5, 14)) < 0.8
     error = rng.uniform(1, 30, (5, 14)).astype(np.float32)
+    doubles = {"confidence": confidence.astype(float), "error_mm": error.astype(float), "visible": visible.tolist()}
     hands = ["left", "right", "left", "right", "right"]
     refiner = make(backend="cuda")
     for hand in ("left", hands):
@@ -164,12 +181,21 @@ def test_what_is_said_of_joints_on_the_gpu(few: np.ndarray, make: Callable[..., 
             OnGpu(few), confidence=OnGpu(confidence), visible=OnGpu(visible), error_mm=OnGpu(error), hand=hand, check=True
         )
         from_host = refiner(OnGpu(few), confidence=confidence, visible=visible, error_mm=error, hand=hand)
-        for found in (there, from_host):
+        converted = refiner(OnGpu(few), hand=hand, **doubles)
+        for found in (there, from_host, converted):
             np.testing.assert_array_equal(on_host(found), expected)
     np.testing.assert_array_equal(on_host(refiner(OnGpu(few), error_mm=7)), refiner(few, error_mm=7))
 
 
-def test_only_check_waits_and_warns(few: np.ndarray, refine: Callable[..., Any]) -> None:
+def test_only_check_waits_and_warns(few: np.ndarray, gpu: ctypes.CDLL, refine: Callable[..., Any]) -> None:
+    refine(OnGpu(few))  # the first call sends the weights and measures
+    before = gpu.played_waits()
+    everything = {"confidence": np.ones((5, 14)), "visible": OnGpu(np.ones((5, 14), bool)), "error_mm": np.full(14, 9.0)}
+    kept = refine(OnGpu(few), hand=["left"] * 3 + ["right"] * 2, return_details=True, **everything)
+    assert gpu.played_waits() == before
+    del kept
+    refine(OnGpu(few), check=True)
+    assert gpu.played_waits() > before
     metres = OnGpu(few / 1000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -265,6 +291,43 @@ def test_other_streams_are_waited_for(few: np.ndarray, module: ModuleType, refin
     np.testing.assert_array_equal(there.reshape(5, 14, 3), on_host(refine(OnGpu(few))))
 
 
+def test_an_interface_that_does_not_say_when(few: np.ndarray, module: ModuleType, refine: Callable[..., Any]) -> None:
+    """Before its version 3 it names no stream (JAX's is 2): DLPack orders the streams."""
+    session = GraphSession({}, {"y": ((), "uint8")}, rows=1)  # for its stream
+
+    class Late(OnGpu):
+        def __init__(self) -> None:
+            super().__init__(np.full_like(few, np.nan))
+            self.__cuda_array_interface__["version"] = 2
+            module.copy(self.array.ctypes.data, few.ctypes.data, few.nbytes, 0, session.stream)
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self, stream: int) -> Any:
+            module.order(session.stream, stream, 0)
+            return module.write_dlpack(self.array.ctypes.data, list(few.shape), 2, 64, 0, self)
+
+    np.testing.assert_array_equal(on_host(refine(Late())), on_host(refine(OnGpu(few))))
+
+
+def test_what_a_launch_reads_is_kept_for_it(few: np.ndarray, gpu: ctypes.CDLL, make: Callable[..., Refiner]) -> None:
+    """By whoever has its result: its library may write over it as soon as nobody has it."""
+    refiner = make(backend="cuda")
+    refiner(OnGpu(few))
+    before = gpu.played_allocated()
+    given, said = OnGpu(few), OnGpu(np.ones((5, 14), np.float32))
+    at_their_end: list[int] = []
+    for one in (given, said):
+        weakref.finalize(one, lambda: at_their_end.append(gpu.played_allocated()))
+    found = refiner(given, confidence=said)
+    capsule = found.__dlpack__()
+    del one, given, said, found
+    assert not at_their_end
+    del capsule
+    assert at_their_end == [before, before]  # giving the result's memory back waits for the launch: it comes first
+
+
 @pytest.mark.parametrize("precision", ["f16", "bf16"])
 def test_a_lower_precision_changes_no_method_s_error(nyu_folder: Path, precision: str) -> None:
     """What makes float16 the default: less than 0.02 mm. bfloat16 would do, too."""
@@ -327,6 +390,16 @@ def test_the_same_alone_in_a_batch_and_from_any_thread(poses: np.ndarray, make: 
         thread.join()
     for i, one in found.items():
         np.testing.assert_array_equal(one, whole[i])
+
+
+def test_the_readme_s_example_runs(few: np.ndarray) -> None:
+    class Tensor:
+        def cuda(self) -> OnGpu:
+            return OnGpu(few[:1])
+
+    names = {"jointbert": jointbert, "joints": Tensor(), "array": few[:1]}
+    exec(blocks()[-1], names)
+    np.testing.assert_allclose(names["better"], jointbert.refine(few[:1]), atol=0.05)
 
 
 def test_sessions_come_and_go_while_others_work(poses: np.ndarray, make: Callable[..., Refiner]) -> None:
@@ -400,13 +473,7 @@ def test_a_grid_s_memory_and_threads(poses: np.ndarray, small: Path) -> None:
 
     def work(i: int) -> None:
         for k in range(i, 8, 4):
-            pose = DeviceArray(poses[k : k + 1].ctypes.data, (1, 14, 3), "float64", 0, poses)
-            out = [np.empty(s, d) for s, d in (((1, 14, 3), np.float64), ((1, 14), np.float32), ((1,), np.uint8))]
-            arrays = [DeviceArray(x.ctypes.data, x.shape, x.dtype.name, 0, x) for x in out]
-            batch = DeviceBatch(pose, np.arange(14, dtype=np.int32), 1.0, False, None, None, None)
-            backend.enqueue(batch, DeviceResult(*arrays, None, None), 0, 1)
-            load_module().synchronize(0, 0)
-            if not np.array_equal(out[0][0], expected[k]):
+            if not np.array_equal(one_launch(backend, poses[k : k + 1], 1)[0], expected[k]):
                 failed.append(k)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
@@ -430,7 +497,7 @@ def test_more_orders_than_graphs_are_kept(few: np.ndarray, make: Callable[..., R
 def test_no_gpu_is_one_sentence(
     few: np.ndarray, gpu: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, refine: Callable[..., Any], make: Callable[..., Refiner]
 ) -> None:
-    gpu.played_devices(0)
+    gpu.played_devices(0, 90, 13000)
     with pytest.raises(RuntimeError, match=r"^backend 'cuda' needs a GPU: there is no GPU, or no driver for it$"):
         make(backend="cuda")
     monkeypatch.setitem(sys.modules, "jointbert._cuda", None)
@@ -440,7 +507,9 @@ def test_no_gpu_is_one_sentence(
         make()(OnGpu(few))
 
 
-@pytest.mark.parametrize("name", ["cudaMalloc", "cudaMemcpy", "cudaMallocHost", "cudaStreamBeginCapture", "cudaGraphLaunch"])
+@pytest.mark.parametrize(
+    "name", ["cudaMalloc", "cudaMemcpyAsync", "cudaMallocHost", "cudaStreamBeginCapture", "cudaGraphLaunch"]
+)
 def test_what_cuda_says_is_an_exception_and_not_the_end(
     few: np.ndarray, gpu: ctypes.CDLL, name: str, make: Callable[..., Refiner]
 ) -> None:
@@ -451,7 +520,7 @@ def test_what_cuda_says_is_an_exception_and_not_the_end(
     assert np.isfinite(refiner(few)).all()
 
 
-@pytest.mark.parametrize("name", ["cudaMemcpy", "cudaDeviceSynchronize", "cudaMemPoolSetAttribute"])
+@pytest.mark.parametrize("name", ["cudaMemcpyAsync", "cudaStreamSynchronize", "cudaDeviceGetAttribute"])
 def test_weights_that_do_not_arrive_leave_nothing(small: Path, gpu: ctypes.CDLL, name: str) -> None:
     backend = CudaBackend(load_weights(small))
     before = gpu.played_allocated()
@@ -460,6 +529,43 @@ def test_weights_that_do_not_arrive_leave_nothing(small: Path, gpu: ctypes.CDLL,
         backend.refiner(0)
     assert gpu.played_allocated() == before
     backend.refiner(0)
+
+
+@pytest.mark.parametrize("name", ["cudaMemPoolCreate", "cudaMemPoolSetAttribute"])
+def test_a_gpu_without_pools_has_no_grid(few: np.ndarray, small: Path, gpu: ctypes.CDLL, name: str) -> None:
+    """What a part of a GPU, or a virtual one, refuses: the other variants run."""
+    before = gpu.played_allocated()
+    gpu.played_fail(name.encode())
+    backend = CudaBackend(load_weights(small))
+    batch = Batch(few, np.arange(14, dtype=np.int32), 1.0, None, None, None, None)
+    np.testing.assert_array_equal(backend.run(batch).joints, CudaBackend(load_weights(small)).run(batch).joints)
+    with pytest.raises(ValueError, match="variant: this GPU runs no cooperative grid"):
+        one_launch(backend, few, 1)
+    del backend
+    assert gpu.played_allocated() == before
+
+
+def test_what_an_older_gpu_lacks(few: np.ndarray, small: Path, gpu: ctypes.CDLL) -> None:
+    expected = one_launch(CudaBackend(load_weights(small)), few, 2)
+    gpu.played_devices(1, 75, 13000)
+    with pytest.raises(
+        ValueError, match=r"precision: this GPU, of compute capability 7.5, multiplies no bfloat16 .* take 'f16'"
+    ):
+        CudaBackend(load_weights(small), precision="bf16").refiner(0)
+    backend = CudaBackend(load_weights(small))
+    with pytest.raises(
+        ValueError, match=r"variant: this GPU runs no clusters \(compute capability 9.0 and later have them\); got 5"
+    ):
+        one_launch(backend, few, 0)
+    np.testing.assert_array_equal(one_launch(backend, few, -1), expected)
+    with pytest.raises(ValueError, match="variant: expected 0, 1, 2 or -1"):
+        one_launch(backend, few, 3)
+
+
+def test_a_driver_that_is_too_old(small: Path, gpu: ctypes.CDLL) -> None:
+    gpu.played_devices(1, 90, 12040)
+    with pytest.raises(RuntimeError, match=r"needs a GPU: the driver is for CUDA 12.4, this build needs 13.0"):
+        CudaBackend(load_weights(small))
 
 
 def test_arguments_of_the_backend() -> None:
@@ -546,6 +652,45 @@ def test_a_capture_that_fails_leaves_the_session_as_it_was(gpu: ctypes.CDLL) -> 
     assert session.batches == (4,)
     x = np.arange(3, dtype=np.uint8)
     np.testing.assert_array_equal(session(x=x)["y"], x)
+
+
+def test_what_begins_within_a_capture_does_not_break_it(
+    few: np.ndarray, small: Path, gpu: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first launch takes memory, sends weights and measures; sessions come and go. Beside others', too."""
+    expected = one_launch(CudaBackend(load_weights(small)), few, 2)
+    monkeypatch.setattr(CudaBackend, "measured_sizes", (1,))
+    for ms in (1e3, 1e3, 1e3):  # a short warm-up
+        gpu.played_time(ms)
+    backend = CudaBackend(load_weights(small))
+    types = {"joints": ((14, 3), "float64"), "sigma": ((14,), "float32"), "status": ((), "uint8")}
+    session = GraphSession({"given": types["joints"]}, types, rows=5)
+
+    def enqueue(batch: int) -> None:
+        asked = DeviceBatch(session.input("given", batch), np.arange(14, dtype=np.int32), 1.0, False, None, None, None)
+        backend.enqueue(asked, DeviceResult(*(session.output(name, batch) for name in types), None, None), session.stream)
+        GraphSession({}, {"z": ((), "uint8")}, rows=1)
+
+    session.capture(enqueue, (5,))
+    np.testing.assert_array_equal(session(given=few)["joints"], expected)
+    monkeypatch.setattr(CudaBackend, "measured_sizes", ())
+    gpu.played_begin_elsewhere()
+    one_launch(CudaBackend(load_weights(small)), few, 2)
+    GraphSession({}, {"z": ((), "uint8")}, rows=1)
+    gc.collect()
+    assert gpu.played_end_elsewhere() == 0
+
+
+def test_python_goes_on_during_a_replay(gpu: ctypes.CDLL) -> None:
+    session = GraphSession({}, {"y": ((), "uint8")}, rows=1)
+    flag = ctypes.c_int(0)
+    session.capture(lambda _: gpu.played_hold(session.stream, ctypes.addressof(flag)), (1,))
+    replay = threading.Thread(target=session)
+    replay.start()
+    time.sleep(0.2)  # the replay waits for what follows
+    flag.value = flag.value or 1
+    replay.join()
+    assert flag.value == 1  # not -1: it gave up
 
 
 def test_others_wait_for_a_capture_without_holding_it_up() -> None:
