@@ -66,7 +66,7 @@ def main(
             for variant in (0, 1, 2) if precision == "f16" else (-1,):
                 try:
                     backend.enqueue(asked, out, library.stream, variant)
-                except RuntimeError:  # not on this GPU, or not for so many
+                except (RuntimeError, ValueError):  # not on this GPU, or not for so many
                     continue
                 name = f"ours {precision} {chosen.get(variant, 'chosen')}"
                 runtimes[name] = lambda _, b=backend, v=variant, o=out, a=asked: b.enqueue(

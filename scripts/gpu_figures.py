@@ -19,8 +19,15 @@ REFINER_BATCHES, HEATMAP_BATCHES = (1, 16, 256, 4096), (1, 256)
 
 def figures(results: Path) -> str:
     """The text between the marks for a folder of results."""
-    files = sorted(results.glob("nvidia*.json"))
-    return "\n".join(of_device(json.loads(f.read_text(encoding="utf-8")), f.name) for f in files) if files else NOTHING
+    found = {f.name: json.loads(f.read_text(encoding="utf-8")) for f in sorted(results.glob("*.json"))}
+    of_gpus = {name: content for name, content in found.items() if is_of_a_gpu(content)}
+    return "\n".join(of_device(content, name) for name, content in of_gpus.items()) if of_gpus else NOTHING
+
+
+def is_of_a_gpu(content: Any) -> bool:
+    """Whether benchmarks/gpu.py wrote a file: its questions say what they were measured on."""
+    answers = list(content.values()) if isinstance(content, dict) else []
+    return bool(answers) and all(isinstance(a, dict) and "compute_capability" in a for a in answers)
 
 
 def of_device(content: dict[str, Any], file: str) -> str:

@@ -51,7 +51,8 @@ class Kernel(NamedTuple):
     name: str
     registers: int
     static_bytes: int
-    spilled: int
+    stored: int  # spilled, in bytes, and read again
+    loaded: int
 
 
 def main(arch: Annotated[str, typer.Option(help=f"One of {', '.join(PROCESSORS)}.")] = "90a") -> None:
@@ -60,24 +61,32 @@ def main(arch: Annotated[str, typer.Option(help=f"One of {', '.join(PROCESSORS)}
     if arch not in PROCESSORS or nvcc is None or compiler is None:
         typer.echo(f"Error: expected nvcc, g++ and an architecture of {', '.join(PROCESSORS)}", err=True)
         raise typer.Exit(2)
-    shared_kib, block_kib, threads = PROCESSORS[arch]
     with tempfile.TemporaryDirectory() as folder:
         sizes = measure(compiler, Path(nvcc), Path(folder))
-        kernels = [
-            k
+        said = "".join(
+            compile_kernels(nvcc, CUDA / source, arch, Path(folder))
             for source in ("refiner.cu", "soft_argmax.cu", "soft_argmax_depth.cu")
-            for k in compile_kernels(nvcc, CUDA / source, arch, Path(folder))
-        ]
-    print("| kernel | threads | registers | shared memory | spilled bytes | blocks a processor | barriers |")
-    print("|---|---|---|---|---|---|---|")
+        )
+    print("\n".join(table(kernels_in(said, arch), sizes, arch)))
+
+
+def table(kernels: list[Kernel], sizes: dict[str, int], arch: str) -> list[str]:
+    """The lines of the table."""
+    shared_kib, block_kib, threads = PROCESSORS[arch]
+    lines = ["| kernel | threads | registers | shared memory | spilled, read again | blocks a processor | barriers |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for kernel in kernels:
-        block, dynamic, barriers = shape(kernel.name, sizes, block_kib << 10)
+        block, dynamic = shape(kernel.name, sizes, block_kib << 10)
         if dynamic is None or kernel.registers <= 8:  # left out on this architecture
             continue
         shared = kernel.static_bytes + dynamic
         of_registers = 65536 // (-(-kernel.registers // 8) * 8 * block)
         blocks = min(of_registers, (shared_kib << 10) // (shared + 1024), threads // block)
-        print(f"| {kernel.name} | {block} | {kernel.registers} | {shared:,} | {kernel.spilled} | {blocks} | {barriers} |")
+        count, of = barriers(kernel.name)
+        spilled = f"{kernel.stored}, {kernel.loaded}" if kernel.stored or kernel.loaded else "0"
+        meet = f"{count} of {of}"
+        lines.append(f"| {kernel.name} | {block} | {kernel.registers} | {shared:,} | {spilled} | {blocks} | {meet} |")
+    return lines
 
 
 def measure(compiler: str, nvcc: Path, folder: Path) -> dict[str, int]:
@@ -96,47 +105,60 @@ def measure(compiler: str, nvcc: Path, folder: Path) -> dict[str, int]:
     return found
 
 
-def compile_kernels(nvcc: str, source: Path, arch: str, folder: Path) -> list[Kernel]:
-    """Every kernel of a file; of those that differ by type alone, float16's."""
+def compile_kernels(nvcc: str, source: Path, arch: str, folder: Path) -> str:
+    """What the compilers say of a file."""
     command = [nvcc, "-std=c++17", "-O3", "-Xptxas=-v", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-c", str(source)]
     done = subprocess.run([*command, "-o", str(folder / "o")], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
+    return done.stdout + done.stderr
+
+
+def kernels_in(said: str, arch: str) -> list[Kernel]:
+    """The kernels of one architecture in what the compilers said; of those that differ by type alone, float16's
+    (and where float32 takes another way, its own)."""
     found = []
-    for part in (done.stdout + done.stderr).split("Compiling entry function")[1:]:
-        mangled, registers = re.search(r"'(\S+)'", part), re.search(r"Used (\d+) registers", part)
-        spilled, static = re.search(r"(\d+) bytes spill stores", part), re.search(r"(\d+) bytes smem", part)
-        assert mangled is not None
+    for part in said.split("Compiling entry function")[1:]:
+        entry, registers = re.search(r"'(\S+)' for 'sm_(\w+)'", part), re.search(r"Used (\d+) registers", part)
+        spilled, static = re.search(r"(\d+) bytes spill stores, (\d+)", part), re.search(r"(\d+) bytes smem", part)
+        assert entry is not None
         assert registers is not None
         assert spilled is not None
-        name = mangled[1]
-        if "__nv_bfloat16" in name or "kernelIf" in name:
+        name = entry[1]
+        single = "kernelIf" in name
+        if entry[2] != arch or "__nv_bfloat16" in name or (single and "depth_kernel" not in name):
             continue
         kind = re.search(r"\d([a-z]+)_kernel", name)
         assert kind is not None
         numbers = re.findall(r"L[ib](\d+)E", name)
-        label = kind[1] + (f"<{', '.join(numbers)}>" if numbers else "")
-        found.append(Kernel(label, int(registers[1]), int(static[1]) if static else 0, int(spilled[1])))
+        label = kind[1] + (f"<{', '.join(numbers)}>" if numbers else "") + (" float32" if single else "")
+        found.append(Kernel(label, int(registers[1]), int(static[1]) if static else 0, int(spilled[1]), int(spilled[2])))
     return sorted(found)
 
 
-def shape(name: str, sizes: dict[str, int], block_bytes: int) -> tuple[int, int | None, str]:
-    """Threads, dynamic shared memory (None: more than there is), and barriers of a launch of the 12 layers."""
-    halves = 2 * LAYERS
+def shape(name: str, sizes: dict[str, int], block_bytes: int) -> tuple[int, int | None]:
+    """Threads, and dynamic shared memory (None: more than there is)."""
     if name.startswith("tiles"):
         memory = sizes[f"tiles{name[6]}"]
-        return 256, memory if memory <= block_bytes else None, f"{8 * halves + halves} of a block"
+        return 256, memory if memory <= block_bytes else None
     if name.startswith(("cluster", "grid")):
         memory = sizes[f"split{name[name.index('<') + 1]}"]
-        if memory > block_bytes:
-            return 256, None, ""
-        kind = "a cluster" if name.startswith("cluster") else "8 blocks"
         exchange = sizes["exchange"] if name.startswith("cluster") else 0  # one pose's
-        return 256, memory + exchange, f"{2 * halves + 1} of {kind}"
+        return 256, memory + exchange if memory <= block_bytes else None
     if name.startswith("depth"):
-        return 256, sizes["depth"], "3 of a block"
+        return 256, sizes["depth"]
     threads = {"maps<256": 256, "maps<512": 512, "pixels": 448, "backward": 256}
-    return next(t for kind, t in threads.items() if name.startswith(kind)), 0, "2 of a block"
+    return next(t for kind, t in threads.items() if name.startswith(kind)), 0
+
+
+def barriers(name: str, layers: int = LAYERS) -> tuple[int, str]:
+    """How often those meet that wait for each other, and who they are; tests count them (tests/cuda)."""
+    halves = 2 * layers
+    if name.startswith("tiles"):
+        return 8 * halves + halves, "a block"
+    if name.startswith(("cluster", "grid")):
+        return 2 * halves + 1, "a cluster" if name.startswith("cluster") else "8 blocks"
+    return 3 if name.startswith("depth") else 2, "a block"
 
 
 if __name__ == "__main__":

@@ -19,10 +19,14 @@ def test_the_readme_says_what_was_measured() -> None:
 
 def test_figures_of_a_device(tmp_path: Path) -> None:
     assert "Not yet measured" in SCRIPT["figures"](tmp_path)
+    (tmp_path / "cpu.json").write_text(json.dumps({"rows": [1], "device": "a CPU"}))
+    (tmp_path / "list.json").write_text("[]")
+    assert "Not yet measured" in SCRIPT["figures"](tmp_path)
     times = {"p50_us": 36.5, "p99_us": 41.25}
+    fast = {"device": "Tesla Fast", "compute_capability": "7.5"}
     content = {
         "refiner": {
-            "device": "NVIDIA Fast",
+            **fast,
             "rows": [
                 {"batch": 1, "runtime": "ours f16 cluster", "chosen": True, **times},
                 {"batch": 1, "runtime": "ours f16 tiles", "chosen": False, **times},
@@ -30,9 +34,9 @@ def test_figures_of_a_device(tmp_path: Path) -> None:
                 {"batch": 2, "runtime": "torch f16", "chosen": False, **times},
             ],
         },
-        "estimator": {"device": "NVIDIA Fast", "rows": [{"batch": 8, "runtime": "ours", "what": "with refiner", **times}]},
+        "estimator": {**fast, "rows": [{"batch": 8, "runtime": "ours", "what": "with refiner", **times}]},
         "soft_argmax": {
-            "device": "NVIDIA Fast",
+            **fast,
             "rows": [
                 {
                     "batch": 256,
@@ -45,9 +49,9 @@ def test_figures_of_a_device(tmp_path: Path) -> None:
             ],
         },
     }
-    (tmp_path / "nvidia-fast.json").write_text(json.dumps(content))
+    (tmp_path / "tesla-fast.json").write_text(json.dumps(content))
     text = SCRIPT["figures"](tmp_path)
-    assert "NVIDIA Fast (`benchmarks/results/nvidia-fast.json`)" in text
+    assert "Tesla Fast (`benchmarks/results/tesla-fast.json`)" in text
     assert [line.split()[:3] for line in text.splitlines() if "36.5" in line] == [
         ["1", "ours", "f16"],
         ["1", "torch", "f16"],

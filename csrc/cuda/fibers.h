@@ -60,6 +60,15 @@ inline Settings& settings() {
     return value;
 }
 
+// How often all that wait for each other have met, in a block and in a gang.
+struct Meetings {
+    unsigned long blocks = 0, gangs = 0;
+};
+inline Meetings& meetings() {
+    static Meetings value;
+    return value;
+}
+
 constexpr unsigned kWarp = 32;
 
 struct Freed {
@@ -133,6 +142,7 @@ class Gang {
         wait(State::kBlock);
         if (++block.waiting == threads_) {
             block.waiting = 0;
+            ++meetings().blocks;
             release(rank() * threads_, threads_);
         }
         yield();
@@ -142,6 +152,7 @@ class Gang {
         wait(State::kGang);
         if (++waiting_ == fibers_.size()) {
             waiting_ = 0;
+            ++meetings().gangs;
             release(0, unsigned(fibers_.size()));
         }
         yield();

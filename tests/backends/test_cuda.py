@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def configure(folder: Path, *options: str, environment: dict[str, str] | None = 
 
 
 needs_nvcc = pytest.mark.skipif(
-    not (shutil.which("nvcc") and shutil.which("cmake")), reason="needs nvcc and cmake to build the GPU's module"
+    not (shutil.which("nvcc") and shutil.which("cmake")) and not os.environ.get("JOINTBERT_NEEDS_NVCC"),
+    reason="needs nvcc and cmake to build the GPU's module",
 )
 
 
@@ -77,6 +79,31 @@ def test_what_is_built_for_the_gpu_that_is_found(tmp_path: Path, capability: str
     )
     assert ("_cuda" in targets.stdout) == (said is None)
     assert said is None or said in output
+    assert architectures(tmp_path / "build") == (set() if said else {"90a-real"})
+
+
+def architectures(build: Path) -> set[str]:
+    """What the module of a configured build will be compiled for."""
+    files = [*build.rglob("flags.make"), *build.glob("build.ninja")]
+    found = (re.findall(r'JOINTBERT_CUDA_ARCHS=[\\"]+([^"\\]*)', f.read_text()) for f in files)
+    return {arch for texts in found for text in texts for arch in text.split()}
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("asked", "built"),
+    [
+        ("none", set()),
+        ("80-real;120", {"80-real", "120"}),
+        (
+            "all",
+            {"75-real", "80-real", "86-real", "89-real", "90a-real", "100-real", "120-real", "90-virtual", "120-virtual"},
+        ),
+    ],
+)
+def test_what_is_built_when_asked(tmp_path: Path, asked: str, built: set[str]) -> None:
+    configure(tmp_path / "build", f"-DJOINTBERT_CUDA_ARCHS={asked}", environment=gpu_of(tmp_path / "bin", "9.0"))
+    assert architectures(tmp_path / "build") == built
 
 
 def test_asking_for_kernels_without_nvcc_is_an_error(tmp_path: Path) -> None:

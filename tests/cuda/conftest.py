@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,6 +16,22 @@ ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "cuda"
 
 HostBuild = Callable[..., ctypes.CDLL]
+
+
+def missing(what: str) -> NoReturn:
+    """Skips, or fails where JOINTBERT_NEEDS_NVCC says that CUDA's tools are there."""
+    if os.environ.get("JOINTBERT_NEEDS_NVCC"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def meetings(library: ctypes.CDLL, run: Callable[[], object]) -> tuple[int, int]:
+    """How often a run's blocks meet, and its clusters."""
+    before, after = (ctypes.c_ulong * 2)(), (ctypes.c_ulong * 2)()
+    library.host_meetings(before)
+    run()
+    library.host_meetings(after)
+    return after[0] - before[0], after[1] - before[1]
 
 
 def cuda_include() -> Path | None:
@@ -34,10 +51,10 @@ def compile_for_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     """Compiles sources, kernels among them, to a library ``name``.so; skips where that can't be."""
     include = cuda_include()
     if include is None:
-        pytest.skip("no CUDA toolkit: its headers (cuda_fp16.h) are needed to build kernels for the host")
+        missing("no CUDA toolkit: its headers (cuda_fp16.h) are needed to build kernels for the host")
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
-        pytest.skip("no C++ compiler")
+        missing("no C++ compiler")
     flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC"]
     flags += os.environ.get("JOINTBERT_HOST_FLAGS", "").split()  # sanitizers
     where = ["-isystem", str(include), "-I", str(CUDA)]

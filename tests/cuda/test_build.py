@@ -1,9 +1,10 @@
-"""The GPU's module for every architecture that is supported: compiled once, without warnings or spills."""
+"""The GPU's module for every architecture that is supported: compiled once, without warnings; what spills, and how little."""
 
 from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.backends.test_cuda import configure, needs_nvcc
+from tests.backends.test_cuda import ROOT, configure, needs_nvcc
+from tests.cuda.conftest import missing
 
 ARCHITECTURES = ("75", "80", "86", "89", "90a", "100", "120")
 pytestmark = needs_nvcc
@@ -44,7 +46,8 @@ def test_no_warnings(built: Built) -> None:
     assert "warning" not in built.said.lower()
 
 
-def test_no_spills(built: Built) -> None:
+def test_what_spills(built: Built) -> None:
+    """Nothing, but of the kernel that gives two poses to a warp (docs/gpu.md)."""
     compiled = re.findall(r"Compiling entry function '(\S+)' for 'sm_(\w+)'", built.said)
     assert {a for _, a in compiled} == set(ARCHITECTURES)
     for kernel in (
@@ -60,9 +63,29 @@ def test_no_spills(built: Built) -> None:
     kernels = re.findall(r"entry function '(\S+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", built.said, re.DOTALL)
     assert len(kernels) == len(compiled)
     for name, *spilled in kernels:
-        # Two poses of a warp and their factors are a few values more than 255 registers.
         allowed = 64 if "tiles_kernel" in name and "Li2E" in name else 0
         assert max(map(int, spilled)) <= allowed, name
+
+
+def test_the_table_in_the_docs(built: Built, tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    assert nvcc is not None
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    if "release 13.0" not in version or shutil.which("g++") is None:
+        pytest.skip("docs/gpu.md says what nvcc 13.0 makes of the kernels")
+    script = runpy.run_path(str(ROOT / "scripts" / "kernel_resources.py"))
+    sizes = script["measure"]("g++", Path(nvcc), tmp_path)
+    found = script["table"](script["kernels_in"](built.said, "90a"), sizes, "90a")
+    docs = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8").splitlines()
+    begin = docs.index(found[0])
+    assert docs[begin : docs.index("", begin)] == found
+
+
+def test_cudart_is_inside(built: Built) -> None:
+    """The module needs no library of CUDA's."""
+    needed = re.findall(rb"lib[a-z+_]+\.so[.0-9]*", built.module.read_bytes())
+    assert b"libstdc++.so.6" in needed
+    assert not [n for n in needed if n.startswith(b"libcudart")]
 
 
 def test_it_imports_without_a_driver(built: Built) -> None:
@@ -84,7 +107,7 @@ def test_it_imports_without_a_driver(built: Built) -> None:
     packaged = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "bin" / "cuobjdump"
     cuobjdump = shutil.which("cuobjdump") or (packaged if packaged.is_file() else None)
     if cuobjdump is None:
-        pytest.skip("no cuobjdump: what the module holds is not asserted")
+        missing("no cuobjdump: what the module holds is not asserted")
     code = subprocess.run(
         [str(cuobjdump), "--list-elf", "--list-ptx", str(built.module)], capture_output=True, text=True, check=True
     )

@@ -88,6 +88,15 @@ def test_every_variant_and_batch_gives_the_same_bits(backend: CudaBackend, many:
             assert again[1].tobytes() == sigma[:count].tobytes(), (name, count)
 
 
+def test_two_poses_a_warp(backend: CudaBackend, many: np.ndarray) -> None:
+    """More poses than all processors' warps: a kernel of its own."""
+    count = 8 * torch.cuda.get_device_properties(0).multi_processor_count + 3
+    joints, _ = on_gpu(backend, np.resize(many, (count, 14, 3)), VARIANTS["tiles"])
+    few, _ = on_gpu(backend, many[:9], VARIANTS["tiles"])
+    assert joints[:9].tobytes() == few.tobytes()
+    assert joints[-1].tobytes() == on_gpu(backend, many[[(count - 1) % len(many)]], VARIANTS["tiles"])[0].tobytes()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_tensors_stay_on_the_gpu(poses: np.ndarray, dtype: torch.dtype) -> None:
     centred = torch.from_numpy(poses[:6] - poses[:6].mean(1, keepdims=True)).to(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from jointbert.backends import Batch, Result, Status  # noqa: E402
 from jointbert.backends.cuda import pack  # noqa: E402
 from jointbert.backends.torch import TorchBackend  # noqa: E402
 from jointbert.weights import Weights, load_weights  # noqa: E402
+from tests.cuda.conftest import meetings  # noqa: E402
 
 HARNESS = ("refiner_host.cpp", "refiner.cu")
 CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
@@ -207,7 +209,7 @@ def test_alone_in_a_batch_and_in_any_variant_bit_for_bit(
         assert alone.sigma.tobytes() == whole.sigma[i].tobytes()
 
 
-@pytest.mark.parametrize(("schedule", "seed"), [("reverse", 0), ("random", 1), ("random", 2)])
+@pytest.mark.parametrize(("schedule", "seed"), [("reverse", 0), ("random", 1), ("random", 2), ("uneven", 3)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_schedule_gives_the_same(
     library: ctypes.CDLL, weights: Weights, given: Batch, variant: str, schedule: str, seed: int
@@ -228,6 +230,18 @@ def test_teams_and_tiles_that_are_not_full(library: ctypes.CDLL, weights: Weight
         ("grid", TURING),
     ):
         assert_same_bits(on_host(library, one_layer, batch, variant, device=device), tiles)
+
+
+def test_barriers_are_as_many_as_the_table_says(library: ctypes.CDLL, weights: Weights, poses: np.ndarray) -> None:
+    barriers = runpy.run_path(str(CUDA.parents[1] / "scripts" / "kernel_resources.py"))["barriers"]
+
+    def counted(variant: str) -> tuple[int, int]:
+        return meetings(library, lambda: on_host(library, weights, plain(poses[:1]), variant))
+
+    assert counted("tiles") == (barriers("tiles<1>", layers=2)[0], 0)
+    assert counted("cluster") == (0, barriers("cluster<4>", layers=2)[0])
+    # A grid's barrier is two of each block's, around a wait in global memory.
+    assert counted("grid") == (2 * 8 * barriers("grid<4>", layers=2)[0], 0)
 
 
 def test_what_is_unknown(library: ctypes.CDLL, weights: Weights, poses: np.ndarray) -> None:

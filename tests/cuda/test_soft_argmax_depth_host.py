@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from jointbert.models.heatmap import Keypoints  # noqa: E402
+from tests.cuda.conftest import meetings  # noqa: E402
 from tests.cuda.test_soft_argmax_host import (  # noqa: E402
     SCHEDULES,
     assert_equals_twin,
@@ -166,6 +168,13 @@ def test_channels_last_are_refused(library: ctypes.CDLL) -> None:
     maps = heatmaps(2, 8, 8).to(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="code 1"):
         on_host(library, maps, linear(8, 8, torch.float32))
+
+
+def test_barriers_are_as_many_as_the_table_says(library: ctypes.CDLL) -> None:
+    barriers = runpy.run_path(str(SOURCE.parents[2] / "scripts" / "kernel_resources.py"))["barriers"]
+    blocks = 2 * 14  # two tiles of poses
+    meet = meetings(library, lambda: on_host(library, heatmaps(17, 8, 8), linear(8, 8, torch.float32)))
+    assert meet == (blocks * barriers("depth<1>")[0], 0)
 
 
 @pytest.mark.parametrize("index", range(BARRIERS))

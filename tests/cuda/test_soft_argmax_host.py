@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from jointbert.models.heatmap import Keypoints, soft_argmax  # noqa: E402
+from tests.cuda.conftest import meetings  # noqa: E402
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SCHEDULES = {"forward": 0, "reverse": 1, "random": 2, "uneven": 3}
@@ -150,6 +152,24 @@ def test_every_schedule_gives_the_same(library: ctypes.CDLL, schedule: str, seed
         assert torch.equal(a, b)
 
 
+def backward(
+    library: ctypes.CDLL,
+    maps: torch.Tensor,
+    found: Keypoints,
+    to_uv: torch.Tensor,
+    to_confidence: torch.Tensor,
+    mode: str,
+    beta: float,
+    window: int | None,
+    schedule: str = "forward",
+    seed: int = 0,
+) -> torch.Tensor:
+    result = torch.full_like(maps, 7)
+    given = (pointer(x) for x in (*found, to_uv, to_confidence, result))
+    assert library.host_soft_argmax_backward(*sizes(maps, mode, beta, window), *given, SCHEDULES[schedule], seed) == 0
+    return result
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(
@@ -166,14 +186,10 @@ def test_backward_equals_autograd(
     found = on_host(library, maps, mode, beta, window)
     g = torch.Generator().manual_seed(5)
     to_uv, to_confidence = torch.randn(2, 14, 2, generator=g), torch.randn(2, 14, generator=g)
-    result = torch.full_like(maps, 7)
-    code = library.host_soft_argmax_backward(
-        *sizes(maps, mode, beta, window),
-        *(pointer(x) for x in (*found, to_uv, to_confidence, result)),
-        0,
-        0,
-    )
-    assert code == 0
+    result = backward(library, maps, found, to_uv, to_confidence, mode, beta, window)
+    for schedule in ("reverse", "random", "uneven"):
+        again = backward(library, maps, found, to_uv, to_confidence, mode, beta, window, schedule, 4)
+        assert torch.equal(again, result)
 
     def by_autograd(kind: torch.dtype) -> torch.Tensor:
         leaf = maps.to(kind).requires_grad_()
@@ -188,6 +204,19 @@ def test_backward_equals_autograd(
     own = (single.to(dtype).double() - exact).abs().max()
     assert (result.double() - exact).abs().max() <= 2 * own + 1e-5
     assert not result[1, 9].any()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_barriers_are_as_many_as_the_table_says(library: ctypes.CDLL, last: bool) -> None:
+    script = Path(__file__).resolve().parents[2] / "scripts" / "kernel_resources.py"
+    barriers = runpy.run_path(str(script))["barriers"]
+    maps = heatmaps(2, 16, 16).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    blocks = 2 if last else 28
+    assert meetings(library, lambda: on_host(library, maps)) == (blocks * barriers("pixels" if last else "maps<256, 1>")[0], 0)
+    found, zeros = on_host(library, maps), torch.zeros(2, 14, 2)
+    meet = meetings(library, lambda: backward(library, maps, found, zeros, zeros[..., 0].contiguous(), "soft", 20.0, None))
+    good = int((found.status == 0).sum())  # the others have no gradient
+    assert meet == (good * barriers("backward")[0], 0)
 
 
 def without_barrier(index: int) -> Callable[[str], str]:
