@@ -37,7 +37,15 @@ def _bits(dtype: str) -> int:
 class DeviceArray:
     """Memory on a GPU, C order: what results are where the library of the input has no arrays to offer.
 
-    It speaks ``__cuda_array_interface__`` and DLPack. ``owner`` keeps the memory.
+    It speaks ``__cuda_array_interface__`` and DLPack.
+
+    Attributes:
+        address: of the first value on the device.
+        shape: in values; C order.
+        dtype: NumPy's name, or ``bfloat16``; another word where it is a type of which nothing is known here.
+        device: the GPU's number.
+        owner: keeps the memory.
+        stream: the ``cudaStream_t`` that writes the values; None: the legacy stream, or they are there.
     """
 
     address: int

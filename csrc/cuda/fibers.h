@@ -363,11 +363,6 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
     return jointbert_shuffle(value, jointbert::fibers::Gang::current().thread() % 32 ^ unsigned(mask));
 }
 
-template <class T>
-T __shfl_sync(unsigned, T value, int source) {
-    return jointbert_shuffle(value, unsigned(source) % 32);
-}
-
 inline void __threadfence() {}
 inline unsigned atomicAdd(unsigned* to, unsigned value) {  // one fiber at a time
     const unsigned before = *to;

@@ -98,7 +98,7 @@ class CudaBackend:
 
     Raises:
         ImportError: an installation without GPU kernels. RuntimeError: no GPU. ValueError: another precision, weights of other
-            sizes, or that a precision or GPU can't hold.
+            sizes, or that a precision can't hold; when a GPU is first used, a precision that it does not multiply.
     """
 
     name = "cuda"
@@ -122,7 +122,11 @@ class CudaBackend:
         self._lock = RLock()
 
     def refiner(self, device: int) -> Any:
-        """``_cuda.Refiner`` on a device, which holds the weights there; made when it is first asked for."""
+        """``_cuda.Refiner`` on a device, which holds the weights there; made and measured when it is first asked for.
+
+        Raises:
+            RuntimeError: what CUDA says. ValueError: ``bf16`` on a GPU before compute capability 8.0.
+        """
         with self._lock:
             if device not in self._refiners:
                 ends, chunks = (x.reshape(-1).view(np.uint8) for x in self._packed)
@@ -138,7 +142,7 @@ class CudaBackend:
         ``variant``: 0 clusters, 1 a cooperative grid, 2 tiles (``csrc/cuda/refiner.h``); -1: what measured fastest.
 
         Raises:
-            RuntimeError: what CUDA says of the launch.
+            RuntimeError: what CUDA says of the launch. ValueError: a variant that this GPU does not run; as :meth:`refiner`.
         """
 
         def address(array: object) -> int:
@@ -164,7 +168,7 @@ class CudaBackend:
         ``checks``: with what the checks look at.
 
         Raises:
-            RuntimeError: as :meth:`enqueue`.
+            RuntimeError, ValueError: as :meth:`enqueue`.
         """
         count = batch.joints.shape[0]
         out = DeviceResult(
@@ -187,7 +191,12 @@ class CudaBackend:
         return out
 
     def run(self, batch: Batch) -> Result:
-        """Refines poses in the host's memory: one graph launch for up to 1024."""
+        """Refines poses in the host's memory, ``(N, 14, 3)``: one graph launch for up to 1024; see
+        :class:`jointbert.backends.base.Backend`.
+
+        Raises:
+            RuntimeError, ValueError: as :meth:`enqueue`.
+        """
         count = len(batch.joints)
         parts = [self._replay(batch, slice(i, min(i + self._most_rows, count))) for i in range(0, count, self._most_rows)]
         if not parts:

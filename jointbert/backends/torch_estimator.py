@@ -37,6 +37,8 @@ class TorchEstimator:
     in ``f16`` and ``bf16``, is the backend ``cuda``'s.
 
     Args:
+        path: of the file. threads: torch's, on the CPU. device: ``cpu`` or ``cuda``.
+        precision: ``f32``, ``f16`` or ``bf16``; None: ``f16`` on a GPU, ``f32`` on the CPU.
         kernels: False: torch's own operators alone.
 
     Raises:
@@ -70,6 +72,7 @@ class TorchEstimator:
             self.model.to(memory_format=torch.channels_last)
 
     def __call__(self, images: np.ndarray, centres: np.ndarray, camera: np.ndarray, left: np.ndarray) -> Estimated:
+        """float32 images ``(B, C, H, W)``, centres ``(B, 3)`` in mm, cameras ``(B, 4)``, left ``(B,)`` bool."""
         given = tuple(torch.from_numpy(x.copy()) for x in (images, centres, camera, left))
         if self.device.type == "cuda":
             with self._lock, torch.cuda.device(self.device):  # a graph has one place for its inputs
@@ -118,6 +121,7 @@ class OneLaunch:
         return compiled_for(asdict(refiner.config)) and gpu_kernels() is not None
 
     def __call__(self, joints: Tensor, confidence: Tensor, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(B, 14, 3)`` mm, ``(B, 14)`` in [0, 1], ``(B,)`` bool: refined joints and sigma ``(B, 14)``, in mm."""
         given, library = read(joints, "joints")
         count = len(joints)
         batch = DeviceBatch(

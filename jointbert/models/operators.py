@@ -9,6 +9,10 @@ dtypes and shapes, and with a warning in an installation without GPU kernels, it
 ``jointbert::soft_argmax_depth(Tensor heatmaps, Tensor weight, Tensor bias, str mode, float beta, int window) -> (Tensor uv,
 Tensor confidence, Tensor status, Tensor depth)`` is the same and, in the same launch, the linear layer from all of a pose's
 maps to a depth offset of each joint. It reads contiguous maps; others are copied first.
+
+``jointbert::soft_argmax_backward(Tensor heatmaps, Tensor status, Tensor to_uv, Tensor to_confidence, str mode, float beta, int
+window) -> Tensor`` is the gradient of the first, of the maps' shape and dtype, from those that reach ``uv`` and ``confidence``.
+There are no second derivatives.
 """
 
 from __future__ import annotations

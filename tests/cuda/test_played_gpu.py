@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -309,6 +309,70 @@ def test_an_interface_that_does_not_say_when(few: np.ndarray, module: ModuleType
             return module.write_dlpack(self.array.ctypes.data, list(few.shape), 2, 64, 0, self)
 
     np.testing.assert_array_equal(on_host(refine(Late())), on_host(refine(OnGpu(few))))
+
+
+class CuPyArray(OnGpu):
+    """An array of a CuPy that is played: what :mod:`jointbert.device_arrays` takes of its library, on the host's memory."""
+
+    __module__ = "cupy"
+
+    def __init__(self, array: np.ndarray, device: int = 0) -> None:
+        super().__init__(array)
+        self.shape, self.dtype = array.shape, array.dtype
+        self.data, self.device = SimpleNamespace(ptr=self.array.ctypes.data), SimpleNamespace(id=device)
+
+
+def test_arrays_of_cupy(few: np.ndarray, refine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay CuPy's, on its current stream; what is said of joints is broadcast and converted by it."""
+    stream = GraphSession({}, {"y": ((), "uint8")}, rows=1)
+    used: list[int] = []
+
+    def on_host_first(function: Callable[..., np.ndarray]) -> Callable[..., CuPyArray]:
+        return lambda x, *more, **named: CuPyArray(function(getattr(x, "array", x), *more, **named))
+
+    class Device:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __enter__(self) -> None:
+            used.append(self.number)
+
+        def __exit__(self, *_: object) -> None: ...
+
+    cupy = ModuleType("cupy")
+    for name in ("ascontiguousarray", "asarray", "broadcast_to", "empty"):
+        setattr(cupy, name, on_host_first(getattr(np, name)))
+    cupy.cuda = SimpleNamespace(Device=Device, get_current_stream=lambda: SimpleNamespace(ptr=stream.stream))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    # What the device writes goes to the array's own memory: no copy may stand between.
+    monkeypatch.setattr(cupy, "ascontiguousarray", lambda x: x)
+    confidence, error = np.linspace(0.2, 1, 14), 9.0
+    found = refine(CuPyArray(few), confidence=CuPyArray(confidence), error_mm=error, return_details=True)
+    for array in found:
+        assert isinstance(array, CuPyArray)
+    load_module().synchronize(stream.stream, 0)
+    expected = refine(OnGpu(few), confidence=np.tile(confidence, (5, 1)), error_mm=error)
+    np.testing.assert_array_equal(found.joints.array, on_host(expected))
+    assert found.sigma.shape == (5, 14)
+    assert set(used) == {0}
+    from_host = refine(CuPyArray(few), confidence=confidence, error_mm=error)
+    load_module().synchronize(stream.stream, 0)
+    np.testing.assert_array_equal(from_host.array, found.joints.array)
+
+
+def test_a_library_of_the_array_api_gets_its_own_arrays(few: np.ndarray, refine: Callable[..., Any]) -> None:
+    class Array(OnGpu):
+        def __array_namespace__(self) -> Any:
+            return SimpleNamespace(
+                from_dlpack=lambda x: ("its own", x.__dlpack_device__(), load_module().read_dlpack(x.__dlpack__()))
+            )
+
+    kind, device, (address, shape, *_, owner) = refine(Array(few))
+    assert (kind, device, shape) == ("its own", (2, 0), (5, 14, 3))
+    load_module().synchronize(1, 0)
+    there = np.frombuffer(bytes((ctypes.c_char * few.nbytes).from_address(address)), few.dtype)
+    np.testing.assert_array_equal(there.reshape(few.shape), on_host(refine(OnGpu(few))))
+    del owner
 
 
 def test_what_a_launch_reads_is_kept_for_it(few: np.ndarray, gpu: ctypes.CDLL, make: Callable[..., Refiner]) -> None:
