@@ -1,9 +1,9 @@
 """Kernels for NVIDIA GPUs behind device pointers (``csrc/bindings/cuda.cpp``); not in every installation.
 
-Pointers are addresses on the device, 0 where something is not given; ``stream`` is a ``cudaStream_t``. ``element``: 0 float32,
-1 float16, 2 bfloat16. ``number`` (coordinates): 0 float32, 1 float64, 2 float16, 3 bfloat16. ``precision`` (weights): 0 float16,
-1 bfloat16. ``variant``: 0 clusters, 1 a cooperative grid, 2 tiles, -1 what is fastest. ``window``: -1 for none. RuntimeError: what
-CUDA says, by the call's name; ValueError: arguments that no kernel takes.
+Pointers are addresses on the device, 0 where something is not given; ``stream`` is a ``cudaStream_t``. ``element``: 0
+float32, 1 float16, 2 bfloat16. ``number`` (coordinates): 0 float32, 1 float64, 2 float16, 3 bfloat16. ``precision`` (weights):
+0 float16, 1 bfloat16. ``variant``: 0 clusters, 1 a cooperative grid, 2 tiles, -1 what is fastest. ``window``: -1 for none.
+RuntimeError: what CUDA says, by the call's name; ValueError: arguments that no kernel takes.
 """
 
 from collections.abc import Sequence
@@ -109,6 +109,11 @@ class GraphSession:
     def end(self) -> None: ...
     def abandon(self) -> None: ...
     def run(self, rows: int, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None: ...
+
+class Event:
+    def __init__(self, stream: int, device: int) -> None: ...
+    @property
+    def passed(self) -> bool: ...
 
 class Memory:
     @property

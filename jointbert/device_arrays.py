@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ _INTERFACE = {kind: name for name, (kind, _, _) in _TYPES.items()}
 _DLPACK = {kind: name for name, (_, kind, _) in _TYPES.items()}
 NUMPY_TYPES = tuple(name for name in _TYPES if name != "bfloat16")
 """Types of arrays that NumPy and a GPU's libraries have in common."""
-_DLPACK_CUDA = 2
+_DLPACK_CUDA, _DLPACK_MANAGED = 2, 13
 _LEGACY_STREAM = 1
 
 
@@ -75,9 +76,15 @@ class DeviceArray:
     def __dlpack_device__(self) -> tuple[int, int]:
         return _DLPACK_CUDA, self.device
 
-    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+    def __dlpack__(
+        self, *, stream: int | None = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
+    ) -> Any:
         from jointbert.backends.cuda import call, load_module
 
+        if copy:
+            raise BufferError("__dlpack__: copies are the consumer's; expected copy=None")
+        if dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(f"__dlpack__: got the device {dl_device}; the array is on {self.__dlpack_device__()}")
         module, own = load_module(), self.stream or _LEGACY_STREAM
         consumer = _LEGACY_STREAM if stream is None else int(stream)  # -1: it takes care itself
         if consumer not in (-1, own):
@@ -85,6 +92,9 @@ class DeviceArray:
         return module.write_dlpack(
             self.address, list(self.shape), _TYPES[self.dtype][2], _bits(self.dtype), self.device, self.owner
         )
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("the array is on a GPU; take it to the host by a library that reads DLPack or __cuda_array_interface__")
 
 
 class Library(Protocol):
@@ -95,12 +105,15 @@ class Library(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """New memory; ``owner`` is the library's own array."""
 
-    def converted(self, value: Any, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
-        """``value`` broadcast to ``shape`` in ``dtype``.
+    def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
+        """What :func:`read` gave, or an array of the host, broadcast to ``shape`` in ``dtype``, on this library's stream.
 
         Raises:
             ValueError, TypeError: it does not fit.
         """
+
+    def enqueued(self) -> None:
+        """Called behind a launch: what it reads has to stay as it is until it is through."""
 
     def result(self, array: DeviceArray) -> Any:
         """An array of :meth:`empty` as the user gets it."""
@@ -123,15 +136,17 @@ def is_on_gpu(value: Any) -> bool:
         return False
 
 
-def read(value: Any, name: str) -> tuple[DeviceArray, Library]:
+def read(value: Any, name: str, stream: int | None = None) -> tuple[DeviceArray, Library]:
     """Where an array on a GPU lies, C order (copied by its library if need be), and its library.
+
+    ``stream``: where it will be read, if that is known: who is asked by DLPack lets it wait. None: the legacy stream.
 
     Raises:
         TypeError: what is no plain array, a tensor that requires grad, bytes in the other order. ValueError: not C order, in a
-            library that can't be asked to copy.
+            library that can't be asked to copy; memory that is none, not aligned, or not a GPU's.
     """
     try:
-        return _read(value, name, None)
+        return _read(value, name, stream)
     except Exception as error:  # whatever another library raises when it is asked where its numbers are
         if isinstance(error, (TypeError, ValueError)) and str(error).startswith(f"{name}: "):
             raise
@@ -154,6 +169,7 @@ def _read(value: Any, name: str, stream: int | None) -> tuple[DeviceArray, Libra
         cupys = _CuPy(sys.modules["cupy"], value.device.id)
         return cupys.read(value), cupys
     array = _read_interface(value, name) if _says_when(value) else _read_dlpack(value, name, stream)
+    _check_memory(array, name)
     return array, _Other(value, array)
 
 
@@ -177,12 +193,20 @@ class _Torch:
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         return self.read(self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self.device))
 
-    def converted(self, value: Any, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
+    def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
         kind = getattr(self.torch, dtype)
-        if isinstance(value, np.ndarray):  # from pinned memory, which torch keeps until the copy is done: nothing waits
-            pinned = self.torch.tensor(value, dtype=kind).pin_memory()
-            return self.read(pinned.to(self.device, non_blocking=True).expand(shape))
-        return self.read(self.torch.as_tensor(value, device=self.device).to(kind).expand(shape))
+        if isinstance(given, np.ndarray):  # from pinned memory, which torch keeps until the copy is done: nothing waits
+            tensor = self.torch.tensor(given, dtype=kind).pin_memory()
+        elif isinstance(given.owner, self.torch.Tensor):
+            tensor = given.owner
+        elif given.dtype == "bfloat16":
+            tensor = self.torch.from_dlpack(given)
+        else:
+            _order(given, self.stream)
+            tensor = self.torch.as_tensor(given, device=self.torch.device("cuda", given.device))
+        return self.read(tensor.to(self.device, kind, non_blocking=True).expand(shape))
+
+    def enqueued(self) -> None: ...  # its allocator knows the stream
 
     def result(self, array: DeviceArray) -> Any:
         return array.owner
@@ -203,27 +227,38 @@ class _CuPy:
         with self.cupy.cuda.Device(self.device):
             return self.read(self.cupy.empty(shape, dtype=dtype))
 
-    def converted(self, value: Any, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
+    def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
+        if isinstance(given, DeviceArray):
+            if given.dtype == "bfloat16":
+                raise TypeError(f"{name}: got bfloat16, which CuPy does not have; expected another type")
+            own = type(given.owner).__module__.split(".")[0] == "cupy"
+            if not own:
+                _order(given, self.stream)
+        value = given.owner if isinstance(given, DeviceArray) and own else given
         with self.cupy.cuda.Device(self.device):
             return self.read(self.cupy.broadcast_to(self.cupy.asarray(value, dtype=dtype), shape))
+
+    def enqueued(self) -> None: ...  # its allocator knows the stream
 
     def result(self, array: DeviceArray) -> Any:
         return array.owner
 
 
-class _Kept:
-    """What a launch reads and writes, until nobody has its results any more.
+_under_way: deque[tuple[Any, list[Any]]] = deque()
+"""Behind each launch, an event, and what the launch reads and writes, until a later call finds it through. A library that takes
+its memory back as soon as nobody has an array any more, on a stream that does not wait for this one, would write over what has
+yet to be read; and giving our own memory back would wait for the launch."""
 
-    A library that takes its memory back as soon as nobody has an array any more, on a stream that does not wait for
-    this one, would write over what the launch has yet to read. Giving memory back waits for the launch: it comes first.
-    """
 
-    def __init__(self, *read: Any) -> None:
-        self.read = list(read)
-        self.memory: list[Any] = []
-
-    def __del__(self) -> None:
-        self.memory.clear()
+def _forget_what_is_through() -> None:
+    while _under_way:
+        try:
+            first = _under_way.popleft()
+        except IndexError:  # another thread's
+            return
+        if not first[0].passed:
+            _under_way.appendleft(first)
+            return
 
 
 class _Other:
@@ -232,42 +267,52 @@ class _Other:
     def __init__(self, value: Any, array: DeviceArray) -> None:
         self.value, self.device = value, array.device
         self.stream = array.stream or _LEGACY_STREAM
-        self.kept = _Kept(value, array.owner)
+        self.used: list[Any] = [value, array.owner]
+        _forget_what_is_through()
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         from jointbert.backends.cuda import call, load_module
 
         memory = call(load_module().Memory, math.prod(shape) * _bits(dtype) // 8, self.device)
-        self.kept.memory.append(memory)
-        return DeviceArray(memory.address, shape, dtype, self.device, self.kept, self.stream)
+        self.used.append(memory)
+        return DeviceArray(memory.address, shape, dtype, self.device, memory, self.stream)
 
-    def converted(self, value: Any, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
-        if isinstance(value, np.ndarray):
-            return self._sent(np.ascontiguousarray(np.broadcast_to(value, shape), dtype=dtype))
-        array, _ = _read(value, name, self.stream)
-        if array.device != self.device:
-            raise ValueError(f"{name}: the array is on GPU {array.device}, the joints on GPU {self.device}")
-        if array.shape != shape or array.dtype != dtype:
-            raise ValueError(f"{name}: got {array.dtype} of the shape {array.shape}; expected {dtype} of the shape {shape}")
-        if array.stream not in (None, self.stream):
-            from jointbert.backends.cuda import call, load_module
-
-            call(load_module().order, array.stream, self.stream, self.device)
-        self.kept.read += [value, array.owner]
-        return array
+    def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
+        if isinstance(given, np.ndarray):
+            return self._sent(np.array(np.broadcast_to(given, shape), dtype=dtype))
+        if given.device != self.device:
+            raise ValueError(f"{name}: the array is on GPU {given.device}, the joints on GPU {self.device}")
+        if given.shape != shape or given.dtype != dtype:
+            raise ValueError(f"{name}: got {given.dtype} of the shape {given.shape}; expected {dtype} of the shape {shape}")
+        _order(given, self.stream)
+        self.used.append(given.owner)
+        return given
 
     def _sent(self, value: np.ndarray) -> DeviceArray:
         from jointbert.backends.cuda import call, load_module
 
         array = self.empty(value.shape, value.dtype.name)
         call(load_module().copy, array.address, value.ctypes.data, value.nbytes, self.device, self.stream)
-        self.kept.read.append(value)
+        self.used.append(value)
         return array
+
+    def enqueued(self) -> None:
+        from jointbert.backends.cuda import call, load_module
+
+        _under_way.append((call(load_module().Event, self.stream, self.device), self.used))
 
     def result(self, array: DeviceArray) -> Any:
         if hasattr(self.value, "__array_namespace__"):
             return self.value.__array_namespace__().from_dlpack(array)
         return array
+
+
+def _order(given: DeviceArray, stream: int) -> None:
+    """Lets a stream wait for whoever writes an array."""
+    if given.stream not in (None, stream):
+        from jointbert.backends.cuda import call, load_module
+
+        call(load_module().order, given.stream, stream, given.device)
 
 
 def _read_interface(value: Any, name: str) -> DeviceArray:
@@ -281,6 +326,8 @@ def _read_interface(value: Any, name: str) -> DeviceArray:
         item = int(kind[2:])
         _check_order(shape, tuple(s // item if s % item == 0 else -1 for s in strides), name)
     address = int(interface["data"][0])
+    if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) not in (_DLPACK_CUDA, _DLPACK_MANAGED):
+        raise TypeError(f"{name}: got memory of DLPack's device type {int(value.__dlpack_device__()[0])}; expected CUDA's")
     # Version 3 names the stream that its producer works on; None: what is there is finished.
     dtype = _INTERFACE.get(kind[1:], kind)
     return DeviceArray(address, shape, dtype, _device_of(value, address), value, interface.get("stream"))
@@ -292,8 +339,8 @@ def _read_dlpack(value: Any, name: str, stream: int | None) -> DeviceArray:
     stream = stream or _LEGACY_STREAM
     capsule = value.__dlpack__(stream=stream)  # which lets this stream wait for the producer's
     address, shape, strides, kind, place, device, owner = load_module().read_dlpack(capsule)
-    if place != _DLPACK_CUDA:
-        raise TypeError(f"{name}: got DLPack memory of the device type {place}; expected CUDA's, {_DLPACK_CUDA}")
+    if place not in (_DLPACK_CUDA, _DLPACK_MANAGED):
+        raise TypeError(f"{name}: got memory of DLPack's device type {place}; expected CUDA's")
     if strides is not None:
         _check_order(shape, strides, name)
     return DeviceArray(address, shape, _DLPACK.get(kind, kind), device, owner, stream)
@@ -306,6 +353,20 @@ def _device_of(value: Any, address: int) -> int:
     from jointbert.backends.cuda import load_module
 
     return max(0, int(load_module().device_of(address)))
+
+
+def _check_memory(array: DeviceArray, name: str) -> None:
+    """What a kernel would read beyond all doubt: an error there ends the process's work on the GPU."""
+    if array.dtype not in _TYPES or not array.nbytes:
+        return
+    from jointbert.backends.cuda import load_module
+
+    if not array.address:
+        raise ValueError(f"{name}: got a null pointer for an array of the shape {array.shape}")
+    if array.address % (_bits(array.dtype) // 8):
+        raise ValueError(f"{name}: the memory is not aligned for {array.dtype}; copy the array first")
+    if load_module().device_of(array.address) < 0:
+        raise ValueError(f"{name}: the pointer is not a GPU's; pass NumPy arrays as they are")
 
 
 def _check_order(shape: tuple[int, ...], strides: tuple[int, ...], name: str) -> None:

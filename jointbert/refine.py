@@ -27,7 +27,7 @@ from jointbert.checks import (
     check_visible,
     report,
 )
-from jointbert.device_arrays import DeviceArray, is_on_gpu, read
+from jointbert.device_arrays import NUMPY_TYPES, DeviceArray, is_on_gpu, read
 from jointbert.skeleton import JOINT_NAMES, NUM_JOINTS, RIGID_BONES, resolve_order
 from jointbert.stream import Refined, Stream
 from jointbert.weights import load_sequence_weights, load_weights
@@ -300,11 +300,11 @@ class Refiner:
             if not is_on_gpu(value):
                 value = checked(value, per_joint).reshape(per_joint)
                 return library.converted(value, per_joint, dtype, name)
-            there, _ = read(value, name)
+            there, _ = read(value, name, library.stream)
             check_device_stated(name, there.shape, there.dtype, per_joint)
-            array = library.converted(value, per_joint, dtype, name)
-            if check and dtype != "bool":
-                checked(backend.to_host(array, library.stream), per_joint)
+            array = library.converted(there, per_joint, dtype, name)
+            if check:  # as it was given: rounding hides what is out of range
+                checked(backend.to_host(there if there.dtype in NUMPY_TYPES else array, library.stream), per_joint)
             return array
 
         confidence, visible, error_mm = stated

@@ -90,14 +90,25 @@ void backward(std::uintptr_t values, int element, int poses, int height, int wid
           "soft_argmax_backward");
 }
 
+// Destroys without the GIL: giving memory back waits for the device, and what is at work there may want the GIL.
+template <class T>
+struct WithoutGil {
+    void operator()(T* object) const {
+        const py::gil_scoped_release release;
+        delete object;
+    }
+};
+template <class T>
+using Owned = std::unique_ptr<T, WithoutGil<T>>;
+using NoGil = py::call_guard<py::gil_scoped_release>;
+
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 
-std::unique_ptr<DeviceRefiner> make_refiner(const Bytes& ends, const Bytes& chunks, int layers, int precision,
-                                            int device) {
+Owned<DeviceRefiner> make_refiner(const Bytes& ends, const Bytes& chunks, int layers, int precision, int device) {
     const void *e = ends.data(), *c = chunks.data();
     const auto eb = std::size_t(ends.nbytes()), cb = std::size_t(chunks.nbytes());
     const py::gil_scoped_release release;
-    return std::make_unique<DeviceRefiner>(e, eb, c, cb, layers, Precision(precision), device);
+    return Owned<DeviceRefiner>(new DeviceRefiner(e, eb, c, cb, layers, Precision(precision), device));
 }
 
 // Addresses are the device's, 0 for what is not given; variant -1: the one for this batch.
@@ -202,14 +213,14 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("soft_argmax_backward", &backward, py::arg("values"), py::arg("element"), py::arg("poses"), py::arg("height"),
           py::arg("width"), py::arg("channels_last"), py::arg("soft"), py::arg("beta"), py::arg("window"),
           py::arg("status"), py::arg("to_uv"), py::arg("to_confidence"), py::arg("gradient"), py::arg("stream"));
-    py::class_<DeviceRefiner>(m, "Refiner")
+    py::class_<DeviceRefiner, Owned<DeviceRefiner>>(m, "Refiner")
         .def(py::init(&make_refiner), py::arg("ends"), py::arg("chunks"), py::arg("layers"), py::arg("precision"),
              py::arg("device"))
         .def("run", &run_refiner, py::arg("joints"), py::arg("number"), py::arg("count"), py::arg("order"),
              py::arg("mm_per_unit"), py::arg("mirror_all"), py::arg("mirror"), py::arg("visible"),
              py::arg("confidence"), py::arg("error_mm"), py::arg("error_all_mm"), py::arg("refined"), py::arg("sigma"),
              py::arg("status"), py::arg("size_mm"), py::arg("chirality"), py::arg("stream"), py::arg("variant") = -1)
-        .def("measure", &DeviceRefiner::measure, py::arg("sizes"), py::call_guard<py::gil_scoped_release>())
+        .def("measure", &DeviceRefiner::measure, py::arg("sizes"), NoGil())
         .def_property_readonly("measured",
                                [](const DeviceRefiner& self) {
                                    std::vector<std::tuple<int, int, float>> rows;
@@ -221,23 +232,28 @@ PYBIND11_MODULE(_cuda, m) {
             "choose", [](const DeviceRefiner& self, int poses) { return int(self.choose(poses)); }, py::arg("poses"))
         .def_property_readonly("device", &DeviceRefiner::device)
         .def_property_readonly("clusters", [](const DeviceRefiner& self) { return self.properties().clusters; });
-    py::class_<GraphSession>(m, "GraphSession")
+    py::class_<GraphSession, Owned<GraphSession>>(m, "GraphSession")
         .def(py::init<std::vector<std::size_t>, std::vector<std::size_t>, std::size_t, int>(), py::arg("inputs"),
-             py::arg("outputs"), py::arg("rows"), py::arg("device"))
+             py::arg("outputs"), py::arg("rows"), py::arg("device"), NoGil())
         .def_property_readonly("stream", [](const GraphSession& self) { return address(self.stream()); })
         // Without the GIL: whoever captures holds the session, and needs the GIL to go on.
-        .def_property_readonly("recorded",
-                               py::cpp_function(&GraphSession::recorded, py::call_guard<py::gil_scoped_release>()))
+        .def_property_readonly("recorded", py::cpp_function(&GraphSession::recorded, NoGil()))
         .def(
             "input", [](const GraphSession& self, std::size_t i) { return address(self.input(i)); }, py::arg("i"))
         .def(
             "output", [](const GraphSession& self, std::size_t i) { return address(self.output(i)); }, py::arg("i"))
-        .def("begin", &GraphSession::begin, py::arg("rows"), py::call_guard<py::gil_scoped_release>())
-        .def("end", &GraphSession::end, py::call_guard<py::gil_scoped_release>())
-        .def("abandon", &GraphSession::abandon, py::call_guard<py::gil_scoped_release>())
+        .def("begin", &GraphSession::begin, py::arg("rows"), NoGil())
+        .def("end", &GraphSession::end, NoGil())
+        .def("abandon", &GraphSession::abandon, NoGil())
         .def("run", &run_session, py::arg("rows"), py::arg("inputs"), py::arg("outputs"));
-    py::class_<Memory>(m, "Memory")
-        .def(py::init<std::size_t, int>(), py::arg("bytes"), py::arg("device"))
+    py::class_<Event, Owned<Event>>(m, "Event")
+        .def(py::init([](std::uintptr_t stream, int device) {
+                 return Owned<Event>(new Event(pointer<CUstream_st>(stream), device));
+             }),
+             py::arg("stream"), py::arg("device"))
+        .def_property_readonly("passed", &Event::passed);
+    py::class_<Memory, Owned<Memory>>(m, "Memory")
+        .def(py::init<std::size_t, int>(), py::arg("bytes"), py::arg("device"), NoGil())
         .def_property_readonly("address", [](const Memory& self) { return address(self.data()); });
     m.def("copy", &copy, py::arg("to"), py::arg("source"), py::arg("bytes"), py::arg("device"), py::arg("stream"));
     m.def("order", &order, py::arg("first"), py::arg("later"), py::arg("device"));

@@ -67,6 +67,32 @@ class Memory {
     void* data_ = nullptr;
 };
 
+// What a stream has been asked for until now.
+class Event {
+  public:
+    Event(cudaStream_t stream, int device) {
+        const OnDevice on(device);
+        check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+        const cudaError_t code = cudaEventRecord(event_, stream);
+        if (code != cudaSuccess) cudaEventDestroy(event_);
+        check(code, "cudaEventRecord");
+    }
+    ~Event() { cudaEventDestroy(event_); }
+    Event(const Event&) = delete;
+    Event& operator=(const Event&) = delete;
+
+    // Whether it is done; what became part of a graph counts as done.
+    bool passed() const {
+        const BesideCaptures beside;
+        const cudaError_t code = cudaEventQuery(event_);
+        if (code != cudaSuccess) cudaGetLastError();
+        return code != cudaErrorNotReady;
+    }
+
+  private:
+    cudaEvent_t event_ = nullptr;
+};
+
 // A stream of the current device that waits for no other.
 class Stream {
   public:

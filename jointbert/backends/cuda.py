@@ -179,7 +179,10 @@ class CudaBackend:
             chirality=library.empty((count,), "float32") if checks else None,
         )
         if count:
-            self.enqueue(batch, out, library.stream)
+            try:
+                self.enqueue(batch, out, library.stream)
+            finally:
+                library.enqueued()
         return out
 
     def to_host(self, array: DeviceArray, stream: int) -> np.ndarray:

@@ -128,9 +128,9 @@ class OneLaunch:
             joints=given,
             permutation=np.arange(NUM_JOINTS, dtype=np.int32),
             mm_per_unit=1.0,
-            mirror=left is not None and library.converted(left, (count,), "bool", "left"),
+            mirror=left is not None and library.converted(read(left, "left")[0], (count,), "bool", "left"),
             visible=None,
-            confidence=library.converted(confidence, (count, NUM_JOINTS), "float32", "confidence"),
+            confidence=library.converted(read(confidence, "confidence")[0], (count, NUM_JOINTS), "float32", "confidence"),
             error_mm=None,
         )
         found = self.backend.run_on_device(batch, library, (count,), False)

@@ -20,6 +20,7 @@ namespace {
 using Work = std::function<void()>;
 struct Stream {
     std::deque<Work> waiting;
+    long asked = 0, done = 0;
     std::vector<Work>* recording = nullptr;
     cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
     std::thread::id by;
@@ -46,6 +47,7 @@ void finish(Stream& stream) {
         const Work work = stream.waiting.front();
         stream.waiting.pop_front();
         work();
+        ++stream.done;
     }
 }
 void finish_all() {
@@ -56,9 +58,17 @@ void enqueue(cudaStream_t stream, Work work) {
     Stream& to = stream_of(stream);
     if (to.recording)
         to.recording->push_back(std::move(work));
-    else
+    else {
         to.waiting.push_back(std::move(work));
+        ++to.asked;
+    }
 }
+struct Event {
+    cudaStream_t stream = nullptr;
+    long asked = 0;
+    bool captured = false;
+};
+Event& event_of(cudaEvent_t event) { return *reinterpret_cast<Event*>(event); }
 cudaError_t result(const char* call) {
     if (played.failing != call) return cudaSuccess;
     played.failing.clear();
@@ -126,7 +136,7 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
     CALL(cudaEventCreateWithFlags);
-    *event = reinterpret_cast<cudaEvent_t>(new cudaStream_t{});
+    *event = reinterpret_cast<cudaEvent_t>(new Event);
     return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
@@ -143,17 +153,24 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
     return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    ALONE;
-    *reinterpret_cast<cudaStream_t*>(event) = stream;
+    CALL(cudaEventRecord);
+    event_of(event) = {stream, stream_of(stream).asked, stream_of(stream).recording != nullptr};
     return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+    CALL(cudaEventQuery);
+    if (const cudaError_t code = unsafe(); code != cudaSuccess) return code;
+    const Event& asked = event_of(event);
+    if (asked.captured) return cudaErrorCapturedEvent;
+    return stream_of(asked.stream).done < asked.asked ? cudaErrorNotReady : cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     CALL(cudaStreamWaitEvent);
-    enqueue(stream, [first = *reinterpret_cast<cudaStream_t*>(event)] { finish(stream_of(first)); });
+    enqueue(stream, [first = event_of(event).stream] { finish(stream_of(first)); });
     return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
-    delete reinterpret_cast<cudaStream_t*>(event);
+    delete reinterpret_cast<Event*>(event);
     return cudaSuccess;
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* at) {

@@ -210,6 +210,8 @@ def test_only_check_waits_and_warns(few: np.ndarray, gpu: ctypes.CDLL, refine: C
     refine(OnGpu(few), confidence=bad)
     with pytest.raises(ValueError, match=r"confidence: got 1.5; expected values in \[0, 1\]"):
         refine(OnGpu(few), confidence=bad, check=True)
+    with pytest.raises(ValueError, match=r"error_mm: got the shape \(3,\); expected \(5, 14\), or a number"):
+        refine(OnGpu(few), error_mm=OnGpu(np.ones(3, np.float32)))
 
 
 def test_arrays_that_do_not_fit(few: np.ndarray, refine: Callable[..., Any]) -> None:
@@ -375,21 +377,107 @@ def test_a_library_of_the_array_api_gets_its_own_arrays(few: np.ndarray, refine:
     del owner
 
 
-def test_what_a_launch_reads_is_kept_for_it(few: np.ndarray, gpu: ctypes.CDLL, make: Callable[..., Refiner]) -> None:
-    """By whoever has its result: its library may write over it as soon as nobody has it."""
+def test_what_a_launch_reads_is_kept_until_it_is_through(
+    few: np.ndarray, gpu: ctypes.CDLL, make: Callable[..., Refiner]
+) -> None:
+    """Its library may write over it as soon as nobody has it. Results keep nothing: neither inputs nor each other."""
     refiner = make(backend="cuda")
-    refiner(OnGpu(few))
-    before = gpu.played_allocated()
-    given, said = OnGpu(few), OnGpu(np.ones((5, 14), np.float32))
-    at_their_end: list[int] = []
-    for one in (given, said):
-        weakref.finalize(one, lambda: at_their_end.append(gpu.played_allocated()))
-    found = refiner(given, confidence=said)
-    capsule = found.__dlpack__()
-    del one, given, said, found
-    assert not at_their_end
-    del capsule
-    assert at_their_end == [before, before]  # giving the result's memory back waits for the launch: it comes first
+    ended: list[str] = []
+
+    def array(name: str, values: np.ndarray) -> OnGpu:
+        made = OnGpu(values)
+        weakref.finalize(made, ended.append, name)
+        return made
+
+    found = refiner(array("joints", few), confidence=array("confidence", np.ones((5, 14), np.float32)))
+    assert not ended
+    refiner(OnGpu(few[:0]))  # a later call looks, and nothing is through yet
+    assert not ended
+    load_module().synchronize(1, 0)
+    refiner(OnGpu(few[:0]))
+    assert sorted(ended) == ["confidence", "joints"]
+    del found
+    before, waits = gpu.played_allocated(), gpu.played_waits()
+    again = refiner(OnGpu(few))
+    for _ in range(5):
+        again = refiner(again)
+    assert gpu.played_waits() == waits  # nor does giving memory back wait
+    load_module().synchronize(1, 0)
+    del again
+    refiner(OnGpu(few[:0]))
+    assert gpu.played_allocated() == before
+
+
+def test_giving_memory_back_lets_python_go_on(gpu: ctypes.CDLL, module: ModuleType) -> None:
+    """It waits for the device; work there may wait for Python."""
+    session = GraphSession({}, {"y": ((), "uint8")}, rows=1)  # for its stream
+    for make in (lambda: module.Memory(16, 0), lambda: GraphSession({}, {"y": ((), "uint8")}, rows=1)):
+        flag = ctypes.c_int(0)
+        kept = [make()]
+        gpu.played_hold(session.stream, ctypes.addressof(flag))
+        ending = threading.Thread(target=kept.clear)
+        ending.start()
+        time.sleep(0.1)
+        flag.value = flag.value or 1
+        ending.join()
+        assert flag.value == 1
+
+
+def test_memory_that_is_none(few: np.ndarray, refine: Callable[..., Any]) -> None:
+    null, odd, foreign = OnGpu(np.ones((5, 14), np.float32)), OnGpu(np.ones((5, 14), np.float32)), OnGpu(few)
+    null.__cuda_array_interface__["data"] = (0, False)
+    odd.__cuda_array_interface__["data"] = (odd.array.ctypes.data + 1, False)
+    foreign.__dlpack_device__ = lambda: (10, 0)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"confidence: got a null pointer for an array of the shape \(5, 14\)"):
+        refine(OnGpu(few), confidence=null)
+    with pytest.raises(ValueError, match="error_mm: the memory is not aligned for float32"):
+        refine(OnGpu(few), error_mm=odd)
+    with pytest.raises(TypeError, match="joints: got memory of DLPack's device type 10; expected CUDA's"):
+        refine(foreign)
+
+
+def test_each_array_is_asked_for_once(few: np.ndarray, module: ModuleType, refine: Callable[..., Any]) -> None:
+    """By DLPack, for the stream on which it is read."""
+    session = GraphSession({}, {"y": ((), "uint8")}, rows=1)  # for its stream
+    asked: list[int] = []
+
+    class Once:
+        def __init__(self, values: np.ndarray) -> None:
+            self.values = values
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self, stream: int) -> Any:
+            asked.append(stream)
+            return module.write_dlpack(self.values.ctypes.data, list(self.values.shape), 2, 32, 0, self)
+
+    joints = OnGpu(few)
+    joints.__cuda_array_interface__["stream"] = session.stream
+    confidence = np.full((5, 14), 0.5, np.float32)
+    found = refine(joints, confidence=Once(confidence))
+    assert asked == [session.stream]
+    np.testing.assert_array_equal(on_host(found), on_host(refine(OnGpu(few), confidence=confidence)))
+
+
+def test_host_arrays_are_read_at_once(few: np.ndarray, refine: Callable[..., Any]) -> None:
+    """Pinned ones, too: the caller may write over them."""
+    confidence = np.full((5, 14), 0.05, np.float32)
+    expected = on_host(refine(OnGpu(few), confidence=confidence))
+    found = refine(OnGpu(few), confidence=confidence)
+    confidence[:] = 1
+    np.testing.assert_array_equal(on_host(found), expected)
+
+
+def test_a_result_says_what_it_can_not_be(few: np.ndarray, refine: Callable[..., Any]) -> None:
+    found = refine(OnGpu(few))
+    with pytest.raises(TypeError, match="the array is on a GPU"):
+        np.asarray(found)
+    with pytest.raises(BufferError, match="copies are the consumer's"):
+        found.__dlpack__(copy=True)
+    with pytest.raises(BufferError, match=r"the array is on \(2, 0\)"):
+        found.__dlpack__(dl_device=(1, 0))
+    assert found.__dlpack__(max_version=(1, 0), dl_device=(2, 0)) is not None
 
 
 @pytest.mark.parametrize("precision", ["f16", "bf16"])
@@ -435,12 +523,18 @@ def test_results_go_on_by_dlpack(few: np.ndarray, module: ModuleType, refine: Ca
 
 def test_nothing_is_kept(few: np.ndarray, gpu: ctypes.CDLL, make: Callable[..., Refiner]) -> None:
     refiner = make(backend="cuda")
+
+    def end() -> int:
+        load_module().synchronize(1, 0)
+        refiner(OnGpu(few[:0]))  # a later call looks for what is through
+        return gpu.played_allocated()
+
     refiner(OnGpu(few))
-    before = gpu.played_allocated()
+    before = end()
     for _ in range(3):
         refiner(OnGpu(few), confidence=np.ones((5, 14)))
         refiner(OnGpu(few)).__dlpack__()
-    assert gpu.played_allocated() == before
+    assert end() == before
 
 
 def test_the_same_alone_in_a_batch_and_from_any_thread(poses: np.ndarray, make: Callable[..., Refiner]) -> None:
@@ -838,8 +932,10 @@ def test_an_estimator_s_refiner_is_one_launch(few: np.ndarray, small: Path, monk
         def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
             return self.read(torch.empty(shape, dtype=getattr(torch, dtype)))
 
-        def converted(self, value: Any, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
-            return self.read(value.to(getattr(torch, dtype)).expand(shape))
+        def converted(self, given: Any, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
+            return self.read(given.owner.to(getattr(torch, dtype)).expand(shape))
+
+        def enqueued(self) -> None: ...
 
         def result(self, array: DeviceArray) -> Any:
             load_module().synchronize(self.stream, 0)
