@@ -15,6 +15,7 @@ import numpy as np
 
 from jointbert import __version__
 from jointbert.backends import BACKENDS
+from jointbert.checks import check_threads
 from jointbert.demo import load_demo
 from jointbert.refine import Refiner
 
@@ -78,18 +79,32 @@ def bench(weights: str | os.PathLike[str], batches: Sequence[int], threads: int,
     size; with torch and a GPU, from a tensor there until its result is there, too.
 
     Raises:
-        ValueError: unknown weights, no batch size or one below 1, no threads.
+        ValueError, ImportError: weights that no backend here runs. ValueError: no batch size or one below 1, no threads.
     """
     if not batches or min(batches) < 1:
         raise ValueError(f"batch: got {list(batches)}; expected sizes of at least 1")
+    threads = check_threads(threads)
     refiners: dict[str, Refiner] = {}
-    missing: dict[str, str] = {}
+    failed: dict[str, Exception] = {}
     is_onnx = Path(weights).suffix == ".onnx"
     for name in (b for b in BACKENDS if (b == "onnxruntime") == is_onnx):
         try:
             refiners[name] = Refiner(weights, name, threads)
-        except (ImportError, RuntimeError) as error:
-            missing[name] = str(error)
+        except (ImportError, RuntimeError, ValueError) as error:
+            failed[name] = error
+    if not refiners:
+        raise next(iter(failed.values()))
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    try:
+        return _measured(refiners, {name: str(error) for name, error in failed.items()}, batches, threads, seconds)
+    finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
+
+
+def _measured(
+    refiners: dict[str, Refiner], missing: dict[str, str], batches: Sequence[int], threads: int, seconds: float
+) -> Report:
     where: dict[str, Any] = {"jointbert": __version__, "cpu": cpu_name(), "cores": pin(threads), "threads": threads}
     torch: Any = None
     if "torch" in refiners:

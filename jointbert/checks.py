@@ -52,6 +52,19 @@ def check_joints(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, dtype=np.float32 if small else np.float64)
 
 
+MAX_THREADS = 256
+"""More than this many help nobody, and a machine may refuse them by an end of the process."""
+
+
+def check_threads(threads: Any) -> int:
+    """A number of CPU threads, 256 at most."""
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
+        raise TypeError(f"threads: got {type(threads).__name__}; expected an integer")
+    if threads < 1:
+        raise ValueError(f"threads: got {threads}; expected at least 1")
+    return min(int(threads), MAX_THREADS)
+
+
 def check_device_stated(name: str, shape: tuple[int, ...], dtype: str, expected: tuple[int, ...]) -> None:
     """Shape and dtype of what is said of joints on a GPU; the rules are those of arrays on the CPU."""
     kinds, what = (("bool", "int", "uint"), "bool") if name == "visible" else (("float", "bfloat", "int", "uint"), "numbers")

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from jointbert.camera import Camera
+from jointbert.checks import check_threads
 
 DEVICES = ("cpu", "cuda")
 PRECISIONS = ("f32", "f16", "bf16")
@@ -42,7 +43,7 @@ class Estimator:
 
     Args:
         path: ``.safetensors``, which torch runs, or ``.onnx`` (``jointbert export``), which ONNX Runtime runs without torch.
-        threads: CPU threads.
+        threads: CPU threads, 256 at most.
         device: ``cpu`` or, for ``.safetensors``, ``cuda``: torch's current GPU, with this package's kernels where they are.
         precision: the network's, of ``.safetensors``: ``f32``, ``f16`` or ``bf16``; geometry stays float32. Without it ``f32``
             on the CPU, ``f16`` on a GPU.
@@ -55,7 +56,7 @@ class Estimator:
     def __init__(
         self, path: str | os.PathLike[str], threads: int = 1, device: str = "cpu", precision: str | None = None
     ) -> None:
-        path = Path(path)
+        path, threads = Path(path), check_threads(threads)
         if device not in DEVICES:
             raise ValueError(f"device: got {device!r}; expected {' or '.join(map(repr, DEVICES))}")
         if precision not in (None, *PRECISIONS):

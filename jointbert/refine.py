@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jointbert.arrays import Restore, to_numpy
-from jointbert.backends import Batch, Result, SequenceBackend, Status, load_backend
+from jointbert.backends import GPU_PRECISIONS, Batch, Result, SequenceBackend, Status, load_backend
 from jointbert.backends.layout import KNOWN_FRAMES
 from jointbert.checks import (
     UNITS_MM,
@@ -23,6 +24,7 @@ from jointbert.checks import (
     check_flag,
     check_hand,
     check_joints,
+    check_threads,
     check_units,
     check_visible,
     report,
@@ -35,7 +37,6 @@ from jointbert.weights import load_sequence_weights, load_weights
 if TYPE_CHECKING:
     from jointbert.backends.cuda import CudaBackend
 
-_MAX_THREADS = 256
 _STEP = 1024  # frames between two looks at interrupts: some tenths of a second
 
 
@@ -56,23 +57,29 @@ class Refiner:
         backend: ``auto`` (``native``; ``cuda`` for arrays on a GPU, ``onnxruntime`` for an ONNX file), or one of ``native``,
             ``cuda``, ``onnxruntime``, ``torch``.
         threads: CPU threads for a batch, 256 at most (``native``; ``torch`` follows ``torch.set_num_threads``).
+        precision: of the products on a GPU, ``f16`` or ``bf16`` (for weights beyond float16's range); sums are float32.
 
     Raises:
-        ValueError: unknown weights or backend, a file that does not fit, a bad number of threads.
+        ValueError: unknown weights, backend or precision, a file that does not fit, a bad number of threads.
         ImportError: the backend's library is missing. RuntimeError: backend ``cuda`` without a GPU.
     """
 
-    def __init__(self, weights: str | os.PathLike[str] = "nyu14", backend: str = "auto", threads: int = 1) -> None:
-        if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
-            raise TypeError(f"threads: got {type(threads).__name__}; expected an integer")
-        if threads < 1:
-            raise ValueError(f"threads: got {threads}; expected at least 1")
-        threads = min(int(threads), _MAX_THREADS)
-        self._arguments = (weights, backend, threads)
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] = "nyu14",
+        backend: str = "auto",
+        threads: int = 1,
+        precision: str = "f16",
+    ) -> None:
+        threads = check_threads(threads)
+        if precision not in GPU_PRECISIONS:
+            raise ValueError(f"precision: got {precision!r}; expected one of {', '.join(map(repr, GPU_PRECISIONS))}")
+        self._arguments = (weights, backend, threads, precision)
         self._weights = load_weights(weights)
-        self._backend = load_backend(backend, self._weights, threads)
+        self._backend = load_backend(backend, self._weights, threads, precision)
         self._second: SequenceBackend | None = None
         self._gpu: CudaBackend | None = None
+        self._gpu_lock = Lock()
         self._lengths_mm: np.ndarray | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -342,12 +349,13 @@ class Refiner:
                 f"joints: the array is on a GPU, and backend {self._backend.name!r} computes on the CPU; take 'auto' or "
                 "'cuda', or pass a CPU array"
             )
-        if self._gpu is None:
-            try:
-                self._gpu = CudaBackend(self._weights)
-            except ImportError as error:
-                raise ImportError(f"joints: the array is on a GPU; {error}, or pass a CPU array") from None
-        return self._gpu
+        with self._gpu_lock:  # made once, by whoever comes first: it measures
+            if self._gpu is None:
+                try:
+                    self._gpu = CudaBackend(self._weights, precision=self._arguments[3])
+                except ImportError as error:
+                    raise ImportError(f"joints: the array is on a GPU; {error}, or pass a CPU array") from None
+            return self._gpu
 
 
 def _in_steps(run: Callable[[Batch], Result], batch: Batch, step: int, progress: Callable[[int], None] | None) -> Result:

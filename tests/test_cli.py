@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import jointbert
 from jointbert.backends import BACKENDS
+from jointbert.bench import bench
 from jointbert.camera import NYU
 from jointbert.evaluation.textformat import read_joints, write_joints
 
@@ -125,6 +127,23 @@ def test_export(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     run("export", tmp_path / "refiner.onnx")
     assert (tmp_path / "refiner.onnx").stat().st_size > 6e6
+
+
+def test_bench_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    """Its cores; no number of threads ends it, and what one backend can't run the others do."""
+    cores = os.sched_getaffinity(0)
+    report = bench("nyu14", [1], 100_000, 0)
+    assert os.sched_getaffinity(0) == cores
+    assert report.where["threads"] == 256
+    with pytest.raises(ValueError, match="weights"):
+        bench("no such weights", [1], 1, 0)
+    pytest.importorskip("torch")
+    from jointbert.models.refiner import JointRefiner, RefinerConfig
+
+    JointRefiner(RefinerConfig(layers=1, width=64)).save(tmp_path / "narrow.safetensors")
+    narrow = bench(tmp_path / "narrow.safetensors", [1], 1, 0)
+    assert {row.call for row in narrow.rows} == {"torch"}
+    assert "width" in narrow.missing["native"]
 
 
 def test_bench_times_what_is_there(tmp_path: Path) -> None:

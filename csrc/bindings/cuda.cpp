@@ -35,6 +35,10 @@ py::tuple devices() {
                               "the driver is for CUDA " + version(driver) + ", this build needs " + version(runtime));
     if (code == cudaSuccess || code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver)
         return py::make_tuple(0, "there is no GPU, or no driver for it");
+    if (code == cudaErrorInitializationError)
+        return py::make_tuple(0,
+                              "CUDA can't be initialised; a process that was forked from one that had used CUDA can't use "
+                              "it: start it by multiprocessing's 'spawn'");
     return py::make_tuple(0, std::string(cudaGetErrorString(code)));
 }
 

@@ -7,6 +7,7 @@ from jointbert.weights import Weights
 
 __all__ = [
     "BACKENDS",
+    "GPU_PRECISIONS",
     "Backend",
     "Batch",
     "Result",
@@ -17,10 +18,12 @@ __all__ = [
 ]
 
 BACKENDS = ("native", "cuda", "onnxruntime", "torch")
+GPU_PRECISIONS = ("f16", "bf16")
+"""Of the products of backend ``cuda``."""
 
 
-def load_backend(name: str, weights: Weights, threads: int) -> Backend:
-    """The backend of a name; ``auto`` is the native one, and ONNX Runtime for an ONNX file.
+def load_backend(name: str, weights: Weights, threads: int, precision: str = "f16") -> Backend:
+    """The backend of a name; ``auto`` is the native one, and ONNX Runtime for an ONNX file. ``precision``: that of ``cuda``.
 
     Raises:
         ValueError: an unknown name, or one that does not run such a file. ImportError: the backend's library is not installed.
@@ -48,7 +51,7 @@ def load_backend(name: str, weights: Weights, threads: int) -> Backend:
     if name == "cuda":
         from jointbert.backends.cuda import CudaBackend
 
-        return CudaBackend(weights, threads)
+        return CudaBackend(weights, threads, precision)
     from jointbert.backends.native import NativeBackend
 
     return NativeBackend(weights, threads)

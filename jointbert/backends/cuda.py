@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jointbert.backends import GPU_PRECISIONS
 from jointbert.backends.base import Batch, Result, SequenceBackend
 from jointbert.device_arrays import DeviceArray, Library
 from jointbert.skeleton import NUM_JOINTS
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
 
 NUMBERS = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
 """Types of coordinates, as ``csrc/cuda/refiner.h`` counts them."""
-PRECISIONS = ("f16", "bf16")
 CHUNKS = 16
 """Parts of a layer's weights: 8 heads, 8 times 32 columns of the feed-forward network (``csrc/cuda/refiner.h``)."""
 _INNER, _OUTER = 32, 128
+_NOT_BUILT_FOR = (98, 200, 209, 218, 222)
+"""What CUDA says where there is no code for a GPU: invalid function or image, no image, PTX that can't be translated."""
 _SIZES = {"heads": 8, "width": 128, "ffn": 256, "features": 8, "outputs": 4}
 
 
@@ -59,7 +62,9 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     except RuntimeError as error:
         module = load_module()
         _, missing = module.devices()
-        raise RuntimeError(f"{error}; {missing or f'the kernels are built for {module.ARCHITECTURES}'}") from None
+        if not missing and any(f"(CUDA error {code})" in str(error) for code in _NOT_BUILT_FOR):
+            missing = f"the kernels are built for {module.ARCHITECTURES}"
+        raise RuntimeError(f"{error}; {missing}" if missing else str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -109,12 +114,17 @@ class CudaBackend:
     _most_sessions = 8
 
     def __init__(self, weights: Weights, threads: int = 1, precision: str = "f16", device: int = 0) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision: got {precision!r}; expected one of {', '.join(map(repr, PRECISIONS))}")
+        if precision not in GPU_PRECISIONS:
+            raise ValueError(f"precision: got {precision!r}; expected one of {', '.join(map(repr, GPU_PRECISIONS))}")
         self._module = load_module()
         count, missing = self._module.devices()
         if not count:
             raise RuntimeError(f"backend 'cuda' needs a GPU: {missing}")
+        if isinstance(device, bool) or not isinstance(device, int):
+            raise TypeError(f"device: got {type(device).__name__}; expected a GPU's number")
+        if not 0 <= device < count:
+            raise ValueError(f"device: got {device}; expected a GPU's number, 0 to {count - 1} here")
+        self._process = os.getpid()
         self._packed = pack(weights, precision)
         self.layers, self.precision, self.device = weights.sizes["layers"], precision, device
         self._refiners: dict[int, Any] = {}
@@ -130,7 +140,7 @@ class CudaBackend:
         with self._lock:
             if device not in self._refiners:
                 ends, chunks = (x.reshape(-1).view(np.uint8) for x in self._packed)
-                code = PRECISIONS.index(self.precision)
+                code = GPU_PRECISIONS.index(self.precision)
                 made = call(self._module.Refiner, ends, chunks, self.layers, code, device)
                 call(made.measure, self.measured_sizes)
                 self._refiners[device] = made
@@ -144,6 +154,8 @@ class CudaBackend:
         Raises:
             RuntimeError: what CUDA says of the launch. ValueError: a variant that this GPU does not run; as :meth:`refiner`.
         """
+
+        self._check_process()
 
         def address(array: object) -> int:
             return array.address if isinstance(array, DeviceArray) else 0
@@ -200,6 +212,7 @@ class CudaBackend:
         Raises:
             RuntimeError, ValueError: as :meth:`enqueue`.
         """
+        self._check_process()
         count = len(batch.joints)
         parts = [self._replay(batch, slice(i, min(i + self._most_rows, count))) for i in range(0, count, self._most_rows)]
         if not parts:
@@ -270,6 +283,14 @@ class CudaBackend:
         with self._lock:
             if size not in session.batches:
                 session.capture(enqueue, (size,))
+
+    def _check_process(self) -> None:
+        """Before any lock, which a thread may have held that does not exist here."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "backend 'cuda': this process was forked from the one that made it, and CUDA does not follow; start it by "
+                "multiprocessing's 'spawn'"
+            )
 
     def sequence(self, weights: Weights) -> SequenceBackend:
         raise ValueError(NO_SEQUENCES)
@@ -364,9 +385,12 @@ def _rounded(values: np.ndarray, precision: str) -> np.ndarray:
     single = values.astype(np.float32)
     if precision == "bf16":
         bits = single.view(np.uint32).astype(np.uint64)
-        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+        if (rounded & 0x7F80 == 0x7F80).any():
+            raise ValueError("weights: a value is too large for bf16, or is no number")
+        return rounded
     with np.errstate(over="ignore"):
         half = single.astype(np.float16)
     if not np.isfinite(half).all():
-        raise ValueError("weights: a value is too large for f16; take precision 'bf16'")
+        raise ValueError("weights: a value is too large for f16, or is no number; take precision 'bf16'")
     return half

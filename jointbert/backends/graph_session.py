@@ -38,7 +38,7 @@ class GraphSession:
 
     Raises:
         ImportError: an installation without GPU kernels. RuntimeError: what CUDA says, by the call's name. ValueError: no rows,
-            no outputs, an unknown dtype.
+            no outputs, an unknown dtype, a negative side. TypeError: other types than these.
 
     A linear layer of torch in a graph::
 
@@ -54,7 +54,13 @@ class GraphSession:
     """
 
     def __init__(self, inputs: Spec, outputs: Spec, rows: int, device: int = 0) -> None:
-        if operator.index(rows) < 1 or not outputs:
+        for name, spec in (("inputs", inputs), ("outputs", outputs)):
+            if not isinstance(spec, Mapping):
+                raise TypeError(f"{name}: got {type(spec).__name__}; expected shape and dtype by name, in a dict")
+        for name, number in (("rows", rows), ("device", device)):
+            if isinstance(number, bool) or not hasattr(number, "__index__"):
+                raise TypeError(f"{name}: got {type(number).__name__}; expected an integer")
+        if rows < 1 or not outputs:
             raise ValueError("GraphSession: expected at least one row and one output")
         self.rows, self.device = rows, device
         self._inputs, self._outputs = ({k: (tuple(s), _dtype(d)) for k, (s, d) in spec.items()} for spec in (inputs, outputs))
@@ -103,6 +109,7 @@ class GraphSession:
         for batch in batches:
             if not 1 <= operator.index(batch) <= self.rows:
                 raise ValueError(f"batch: got {batch}; this session has room for 1 to {self.rows}")
+        for batch in batches:
             call(self._core.begin, batch)
             try:
                 enqueue(batch)
@@ -121,12 +128,13 @@ class GraphSession:
         if arrays.keys() != self._inputs.keys():
             raise ValueError(f"GraphSession: got {sorted(arrays)}; expected {sorted(self._inputs)}")
         first = next(iter(arrays.values()), None)
-        rows = self.rows if first is None else (np.shape(first) or (0,))[0]
+        # Without inputs: the largest that was captured.
+        rows = max(self.batches, default=self.rows) if first is None else (np.shape(first) or (0,))[0]
         given = []
         for name, (shape, dtype) in self._inputs.items():
             array = arrays[name]
-            if not isinstance(array, np.ndarray):
-                raise TypeError(f"{name}: got {type(array).__name__}; expected a NumPy array")
+            if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+                raise TypeError(f"{name}: got {type(array).__name__}; expected a plain NumPy array")
             if array.shape != (rows, *shape) or array.dtype != dtype:
                 raise ValueError(
                     f"{name}: got {array.dtype} of the shape {array.shape}; expected {dtype} of the shape {(rows, *shape)}"
@@ -148,4 +156,6 @@ def _dtype(name: str) -> np.dtype:
 
 
 def _row_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    if any(side < 0 for side in shape):
+        raise ValueError(f"GraphSession: got the shape {shape}; expected sides of at least 0")
     return math.prod(shape) * dtype.itemsize

@@ -14,6 +14,8 @@ from torch import Tensor
 Mode = Literal["argmax", "soft"]
 Convention = Literal["half_pixel", "align_corners", "corner"]
 MAX_SIZE = 128
+MAX_BETA = 1e30
+"""What stays finite in float32 when it is multiplied by a heatmap's values."""
 """Neither side of a heatmap is longer."""
 
 
@@ -99,6 +101,8 @@ def to_image_pixels(
 
 def check_heatmaps(heatmaps: Tensor, mode: Mode, beta: float, window: int | None) -> None:
     """What :func:`soft_argmax` and the operator of the kernels refuse."""
+    if not isinstance(heatmaps, Tensor):
+        raise TypeError(f"heatmaps: got {type(heatmaps).__name__}; expected a torch tensor")
     if not heatmaps.is_floating_point():
         raise TypeError(f"heatmaps: got the dtype {heatmaps.dtype}; expected floating point")
     shape = tuple(heatmaps.shape)
@@ -106,7 +110,7 @@ def check_heatmaps(heatmaps: Tensor, mode: Mode, beta: float, window: int | None
         raise ValueError(f"heatmaps: got the shape {shape}; expected (..., H, W), up to {MAX_SIZE} x {MAX_SIZE}")
     if mode not in ("argmax", "soft"):
         raise ValueError(f"mode: got {mode!r}; expected 'argmax' or 'soft'")
-    if not 0 < beta < float("inf"):
-        raise ValueError(f"beta: got {beta!r}; expected a positive number")
+    if not 0 < beta <= MAX_BETA:
+        raise ValueError(f"beta: got {beta!r}; expected a positive number, {MAX_BETA:g} at most")
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 0):
         raise ValueError(f"window: got {window!r}; expected a whole number of pixels, or None")

@@ -12,7 +12,7 @@ maps to a depth offset of each joint. It reads contiguous maps; others are copie
 
 ``jointbert::soft_argmax_backward(Tensor heatmaps, Tensor status, Tensor to_uv, Tensor to_confidence, str mode, float beta, int
 window) -> Tensor`` is the gradient of the first, of the maps' shape and dtype, from those that reach ``uv`` and ``confidence``.
-There are no second derivatives.
+There are no second derivatives. Those in forward mode, and by a ``beta`` that is a tensor, are the reference's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from jointbert.backends.cuda import call, load_module
@@ -42,6 +43,8 @@ def soft_argmax(heatmaps: Tensor, mode: Mode = "soft", beta: float = 100.0, wind
         ValueError, TypeError: as the reference. RuntimeError: what CUDA says of a launch.
     """
     check_heatmaps(heatmaps, mode, beta, window)
+    if _only_reference(beta):
+        return reference(heatmaps, mode, beta, window)
     window = -1 if window is None else min(window, MAX_SIZE)
     return Keypoints(*torch.ops.jointbert.soft_argmax(heatmaps, mode, float(beta), window))
 
@@ -73,13 +76,21 @@ def soft_argmax_depth(
     """
     check_heatmaps(heatmaps, mode, beta, window)
     _check_linear(heatmaps, weight, bias)
+    if _only_reference(beta):
+        return KeypointsWithDepth(*reference(heatmaps, mode, beta, window), _linear(heatmaps, weight, bias))
     window = -1 if window is None else min(window, MAX_SIZE)
     return KeypointsWithDepth(*torch.ops.jointbert.soft_argmax_depth(heatmaps, weight, bias, mode, float(beta), window))
 
 
+def _only_reference(beta: object) -> bool:
+    """Whether derivatives are asked for that the operators do not have and would leave out without a word: in forward mode, and
+    by ``beta``."""
+    return isinstance(beta, Tensor) or forward_ad._current_level >= 0
+
+
 def _check_linear(heatmaps: Tensor, weight: Tensor, bias: Tensor) -> None:
     shape = tuple(heatmaps.shape)
-    if heatmaps.ndim != 4:
+    if heatmaps.ndim != 4 or shape[1] != NUM_JOINTS:
         raise ValueError(f"heatmaps: got the shape {shape}; expected (B, 14, H, W)")
     inputs = shape[1] * shape[2] * shape[3]
     for name, given, expected in (("weight", weight, (NUM_JOINTS, inputs)), ("bias", bias, (NUM_JOINTS,))):

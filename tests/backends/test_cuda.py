@@ -28,13 +28,17 @@ def test_an_installation_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch
 
 def test_what_cuda_says_comes_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def launch(number: int) -> None:
-        raise RuntimeError(f"soft_argmax: failed ({number})")
+        raise RuntimeError(f"soft_argmax: failed (CUDA error {number})")
 
-    for missing, expected in (("there is no GPU", "there is no GPU"), ("", "the kernels are built for 90a-real")):
+    for number, missing, expected in (
+        (7, "there is no GPU", "; there is no GPU"),
+        (209, "", "; the kernels are built for 90a-real"),
+        (2, "", "$"),
+    ):
         module = SimpleNamespace(devices=lambda why=missing: (0, why), ARCHITECTURES="90a-real")
         monkeypatch.setattr(cuda, "load_module", lambda m=module: m)
-        with pytest.raises(RuntimeError, match=rf"soft_argmax: failed \(7\); {expected}"):
-            cuda.call(launch, 7)
+        with pytest.raises(RuntimeError, match=rf"soft_argmax: failed \(CUDA error {number}\){expected}"):
+            cuda.call(launch, number)
 
 
 def configure(folder: Path, *options: str, environment: dict[str, str] | None = None) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import importlib.util
+import os
 import sys
 import sysconfig
 import threading
@@ -12,6 +14,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -677,7 +680,7 @@ def test_what_cuda_says_is_an_exception_and_not_the_end(
 ) -> None:
     refiner = make(backend="cuda")
     gpu.played_fail(name.encode())
-    with pytest.raises(RuntimeError, match=rf"^{name}: unknown error \(CUDA error 999\); the kernels are built for played"):
+    with pytest.raises(RuntimeError, match=rf"^{name}: unknown error \(CUDA error 999\)$"):
         refiner(few)
     assert np.isfinite(refiner(few)).all()
 
@@ -733,8 +736,61 @@ def test_a_driver_that_is_too_old(small: Path, gpu: ctypes.CDLL) -> None:
 def test_arguments_of_the_backend() -> None:
     with pytest.raises(ValueError, match="precision: got 'f32'; expected one of 'f16', 'bf16'"):
         CudaBackend(load_weights(), precision="f32")
+    with pytest.raises(ValueError, match="device: got 3; expected a GPU's number, 0 to 0 here"):
+        CudaBackend(load_weights(), device=3)
+    with pytest.raises(TypeError, match="device: got str; expected a GPU's number"):
+        CudaBackend(load_weights(), device="cuda")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="cudaSetDevice"):
-        CudaBackend(load_weights(), device=3).refiner(3)
+        CudaBackend(load_weights()).refiner(3)
+    with pytest.raises(ValueError, match="precision: got 'f32'; expected one of 'f16', 'bf16'"):
+        Refiner(precision="f32")
+
+
+def test_bfloat16_by_the_front_door(few: np.ndarray, small: Path) -> None:
+    """For weights that float16 can't hold."""
+    weights = load_weights(small)
+    large = {k: 1e6 * v if k == "layers.0.fc1.weight" else v for k, v in weights.tensors.items()}
+    with pytest.raises(ValueError, match="too large for f16, or is no number; take precision 'bf16'"):
+        CudaBackend(replace(weights, tensors=large))
+    too_large = {k: np.where(v == v.max(), np.float32(3.4e38), v) for k, v in large.items()}
+    with pytest.raises(ValueError, match="too large for bf16, or is no number"):
+        CudaBackend(replace(weights, tensors=too_large), precision="bf16")
+    refiner = Refiner(small, precision="bf16")
+    expected = CudaBackend(weights, precision="bf16").run(
+        Batch(few, np.arange(14, dtype=np.int32), 1.0, None, None, None, None)
+    )
+    np.testing.assert_array_equal(on_host(refiner(OnGpu(few))), expected.joints)
+    np.testing.assert_array_equal(copy.copy(Refiner(small, "cuda", 1, "bf16"))(few), expected.joints)
+
+
+def test_a_forked_process_is_told_so(few: np.ndarray, make: Callable[..., Refiner], monkeypatch: pytest.MonkeyPatch) -> None:
+    refiner = make(backend="cuda")
+    refiner(few)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    for given in (few, OnGpu(few)):
+        with pytest.raises(RuntimeError, match=r"this process was forked from the one that made it.*'spawn'"):
+            refiner(given)
+
+
+def test_many_first_calls_make_one_backend(
+    few: np.ndarray, make: Callable[..., Refiner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[CudaBackend] = []
+    plain = CudaBackend.__init__
+
+    def counted(self: CudaBackend, *given: Any, **named: Any) -> None:
+        made.append(self)
+        time.sleep(0.05)
+        plain(self, *given, **named)
+
+    monkeypatch.setattr(CudaBackend, "__init__", counted)
+    refiner = make()
+    threads = [threading.Thread(target=refiner, args=(OnGpu(few),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
 
 
 # --- graph sessions ---
@@ -788,8 +844,23 @@ def test_a_session_says_what_does_not_fit(gpu: ctypes.CDLL) -> None:
             session.input("x", batch)
     with pytest.raises(ValueError, match=r"got the name 'z'; expected one of \['x'\]"):
         session.input("z")
-    with pytest.raises(TypeError, match="x: got list; expected a NumPy array"):
+    with pytest.raises(TypeError, match="x: got list; expected a plain NumPy array"):
         session(x=[1, 2])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="x: got MaskedArray; expected a plain NumPy array"):
+        session(x=np.ma.array(x, mask=x == 0))
+    with pytest.raises(TypeError, match="inputs: got list; expected shape and dtype by name, in a dict"):
+        GraphSession([], {"y": ((), "uint8")}, rows=8)  # type: ignore[arg-type]
+    for name, wrong in (("rows", 1.5), ("device", "cuda:0")):
+        with pytest.raises(TypeError, match=f"{name}: got {type(wrong).__name__}; expected an integer"):
+            GraphSession({}, {"y": ((), "uint8")}, **{"rows": 8, name: wrong})
+    with pytest.raises(ValueError, match=r"got the shape \(-3, -2\); expected sides of at least 0"):
+        GraphSession({}, {"y": ((-3, -2), "uint8")}, rows=8)
+    with pytest.raises(ValueError, match="batch: got 99; this session has room for 1 to 8"):
+        session.capture(doubled(session, []), batches=(2, 99))
+    assert session.batches == (4,)  # what can't be is refused before anything is recorded
+    alone = GraphSession({}, {"y": ((), "uint8")}, rows=8)
+    alone.capture(lambda _: None, (2, 4))
+    assert alone()["y"].shape == (4,)
     gpu.played_fail(b"cudaMemcpyAsync")
     with pytest.raises(RuntimeError, match="cudaMemcpyAsync: unknown error"):
         session.capture(doubled(session, []), batches=(8,))

@@ -121,6 +121,8 @@ def test_what_is_said_of_joints(poses: np.ndarray) -> None:
         named = dict(zip(("confidence", "visible", "error_mm"), tensors, strict=True))
         found = refine(torch.from_numpy(few).cuda(), hand=hand, check=True, **named)
         np.testing.assert_allclose(found.cpu().numpy(), expected, atol=0.05)
+    with pytest.raises(ValueError, match="visible: got integers other than 0 and 1"):
+        refine(torch.from_numpy(few).cuda(), visible=torch.full((len(few), 14), 2).cuda(), check=True)
     with pytest.warns(JointbertWarning, match="looks like metres"):
         refine(torch.from_numpy(few / 1000).cuda(), check=True)
 

@@ -92,6 +92,42 @@ def test_training_compiles_channels_last() -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")  # which torch.func.jvp uses
+@pytest.mark.parametrize("mode", ["soft", "argmax"])
+def test_derivatives_that_the_operators_lack_are_the_reference_s(mode: str) -> None:
+    """In forward mode, and by beta: never a silent zero."""
+    maps, direction = torch.rand(2, 14, 6, 5, dtype=torch.float64), torch.rand(2, 14, 6, 5, dtype=torch.float64)
+    weight, bias = torch.rand(14, 14 * 30, dtype=torch.float64), torch.rand(14, dtype=torch.float64)
+
+    def mine(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = operators.soft_argmax_depth(x, weight, bias, mode, 5.0)  # type: ignore[arg-type]
+        return operators.soft_argmax(x, mode, 5.0).confidence, found.uv, found.confidence, found.depth  # type: ignore[arg-type]
+
+    def twin(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        uv, confidence, _ = soft_argmax(x, mode, 5.0)  # type: ignore[arg-type]
+        return confidence, uv, confidence, torch.nn.functional.linear(x.flatten(1), weight, bias)
+
+    for a, b in zip(torch.func.jvp(mine, (maps,), (direction,)), torch.func.jvp(twin, (maps,), (direction,)), strict=True):
+        for found, expected in zip(a, b, strict=True):
+            torch.testing.assert_close(found, expected)
+    assert torch.func.jvp(mine, (maps,), (direction,))[1][0].abs().max() > 0.01
+    if mode == "soft":
+        beta = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+        (found,) = torch.autograd.grad(operators.soft_argmax(maps, "soft", beta).uv.sum(), beta)  # type: ignore[arg-type]
+        (expected,) = torch.autograd.grad(soft_argmax(maps, "soft", beta).uv.sum(), beta)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected)
+
+
+def test_arguments_that_no_kernel_takes() -> None:
+    maps = torch.rand(1, 14, 4, 4)
+    with pytest.raises(TypeError, match="heatmaps: got ndarray; expected a torch tensor"):
+        operators.soft_argmax(maps.numpy())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"beta: got 1e\+39; expected a positive number, 1e\+30 at most"):
+        operators.soft_argmax(maps, "soft", 1e39)
+    with pytest.raises(ValueError, match=r"heatmaps: got the shape \(1, 7, 4, 4\); expected \(B, 14, H, W\)"):
+        operators.soft_argmax_depth(maps[:, :7], torch.rand(14, 112), torch.rand(14))
+
+
 def test_it_compiles_whole() -> None:
     compiled = torch.compile(operators.soft_argmax, backend="aot_eager", fullgraph=True)
     given = torch.rand(2, 14, 5, 6)
