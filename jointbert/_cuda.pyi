@@ -28,6 +28,7 @@ def soft_argmax(
     confidence: int,
     status: int,
     stream: int,
+    device: int,
 ) -> None: ...
 def soft_argmax_depth(
     values: int,
@@ -46,6 +47,7 @@ def soft_argmax_depth(
     depth: int,
     memory: int,
     stream: int,
+    device: int,
 ) -> None: ...
 def soft_argmax_depth_memory(poses: int) -> int: ...
 def soft_argmax_backward(
@@ -63,6 +65,7 @@ def soft_argmax_backward(
     to_confidence: int,
     gradient: int,
     stream: int,
+    device: int,
 ) -> None: ...
 
 class Refiner:

@@ -65,6 +65,23 @@ def check_threads(threads: Any) -> int:
     return min(int(threads), MAX_THREADS)
 
 
+MAX_HEATMAP = 128
+"""Neither side of a heatmap is longer."""
+_MAX_BETA = 1e30  # stays finite in float32 when it is multiplied by a heatmap's values
+
+
+def check_soft_argmax(shape: tuple[int, ...], mode: str, beta: Any, window: int | None) -> None:
+    """Heatmaps' shape, and how their peaks are found."""
+    if len(shape) < 2 or not (1 <= shape[-1] <= MAX_HEATMAP and 1 <= shape[-2] <= MAX_HEATMAP):
+        raise ValueError(f"heatmaps: got the shape {shape}; expected (..., H, W), up to {MAX_HEATMAP} x {MAX_HEATMAP}")
+    if mode not in ("argmax", "soft"):
+        raise ValueError(f"mode: got {mode!r}; expected 'argmax' or 'soft'")
+    if not 0 < beta <= _MAX_BETA:
+        raise ValueError(f"beta: got {beta!r}; expected a positive number, {_MAX_BETA:g} at most")
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 0):
+        raise ValueError(f"window: got {window!r}; expected a whole number of pixels, or None")
+
+
 def check_device_stated(name: str, shape: tuple[int, ...], dtype: str, expected: tuple[int, ...]) -> None:
     """Shape and dtype of what is said of joints on a GPU; the rules are those of arrays on the CPU."""
     kinds, what = (("bool", "int", "uint"), "bool") if name == "visible" else (("float", "bfloat", "int", "uint"), "numbers")

@@ -16,7 +16,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def test_the_readme_s_example_runs() -> None:
-    block, _, _ = blocks()  # the last: tests/cuda
+    block, *_ = blocks()
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)
     assert names["status"].shape == (256,)  # type: ignore[attr-defined]
@@ -26,7 +26,7 @@ def test_the_readme_s_example_runs() -> None:
 
 
 def blocks() -> list[str]:
-    """Of Python: poses, images, and what needs a GPU."""
+    """Of Python: poses, images, and two that need a GPU (tests/cuda): poses, heatmaps."""
     return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 

@@ -36,9 +36,10 @@ py::tuple devices() {
     if (code == cudaSuccess || code == cudaErrorNoDevice || code == cudaErrorInsufficientDriver)
         return py::make_tuple(0, "there is no GPU, or no driver for it");
     if (code == cudaErrorInitializationError)
-        return py::make_tuple(0,
-                              "CUDA can't be initialised; a process that was forked from one that had used CUDA can't use "
-                              "it: start it by multiprocessing's 'spawn'");
+        return py::make_tuple(
+            0,
+            "CUDA can't be initialised; a process that was forked from one that had used CUDA can't use "
+            "it: start it by multiprocessing's 'spawn'");
     return py::make_tuple(0, std::string(cudaGetErrorString(code)));
 }
 
@@ -64,19 +65,21 @@ struct Call {
 
 void forward(std::uintptr_t values, int element, int poses, int height, int width, bool channels_last, bool soft,
              float beta, int window, std::uintptr_t uv, std::uintptr_t confidence, std::uintptr_t status,
-             std::uintptr_t stream) {
+             std::uintptr_t stream, int device) {
     const Call call(values, element, poses, height, width, channels_last, soft, beta, window);
     const Keypoints out{pointer<float>(uv), pointer<float>(confidence), pointer<std::uint8_t>(status)};
+    const OnDevice on(device);
     const py::gil_scoped_release release;
     check(soft_argmax(call.maps, call.options, out, pointer<CUstream_st>(stream)), "soft_argmax");
 }
 
 void with_depth(std::uintptr_t values, int element, int poses, int height, int width, bool soft, float beta, int window,
                 std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t uv, std::uintptr_t confidence,
-                std::uintptr_t status, std::uintptr_t depth, std::uintptr_t memory, std::uintptr_t stream) {
+                std::uintptr_t status, std::uintptr_t depth, std::uintptr_t memory, std::uintptr_t stream, int device) {
     const Call call(values, element, poses, height, width, false, soft, beta, window);
     const Keypoints out{pointer<float>(uv), pointer<float>(confidence), pointer<std::uint8_t>(status)};
     const DepthHead head{pointer<const void>(weight), pointer<const float>(bias), pointer<float>(depth)};
+    const OnDevice on(device);
     const py::gil_scoped_release release;
     check(soft_argmax_depth(call.maps, call.options, head, out, pointer<void>(memory), pointer<CUstream_st>(stream)),
           "soft_argmax_depth");
@@ -84,10 +87,11 @@ void with_depth(std::uintptr_t values, int element, int poses, int height, int w
 
 void backward(std::uintptr_t values, int element, int poses, int height, int width, bool channels_last, bool soft,
               float beta, int window, std::uintptr_t status, std::uintptr_t to_uv, std::uintptr_t to_confidence,
-              std::uintptr_t gradient, std::uintptr_t stream) {
+              std::uintptr_t gradient, std::uintptr_t stream, int device) {
     const Call call(values, element, poses, height, width, channels_last, soft, beta, window);
     const Keypoints found{nullptr, nullptr, pointer<std::uint8_t>(status)};
     const KeypointGradients gradients{pointer<const float>(to_uv), pointer<const float>(to_confidence)};
+    const OnDevice on(device);
     const py::gil_scoped_release release;
     check(soft_argmax_backward(call.maps, call.options, found, gradients, pointer<void>(gradient),
                                pointer<CUstream_st>(stream)),
@@ -208,15 +212,16 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("devices", &devices);
     m.def("soft_argmax", &forward, py::arg("values"), py::arg("element"), py::arg("poses"), py::arg("height"),
           py::arg("width"), py::arg("channels_last"), py::arg("soft"), py::arg("beta"), py::arg("window"),
-          py::arg("uv"), py::arg("confidence"), py::arg("status"), py::arg("stream"));
+          py::arg("uv"), py::arg("confidence"), py::arg("status"), py::arg("stream"), py::arg("device"));
     m.def("soft_argmax_depth", &with_depth, py::arg("values"), py::arg("element"), py::arg("poses"), py::arg("height"),
           py::arg("width"), py::arg("soft"), py::arg("beta"), py::arg("window"), py::arg("weight"), py::arg("bias"),
           py::arg("uv"), py::arg("confidence"), py::arg("status"), py::arg("depth"), py::arg("memory"),
-          py::arg("stream"));
+          py::arg("stream"), py::arg("device"));
     m.def("soft_argmax_depth_memory", &soft_argmax_depth_memory, py::arg("poses"));
     m.def("soft_argmax_backward", &backward, py::arg("values"), py::arg("element"), py::arg("poses"), py::arg("height"),
           py::arg("width"), py::arg("channels_last"), py::arg("soft"), py::arg("beta"), py::arg("window"),
-          py::arg("status"), py::arg("to_uv"), py::arg("to_confidence"), py::arg("gradient"), py::arg("stream"));
+          py::arg("status"), py::arg("to_uv"), py::arg("to_confidence"), py::arg("gradient"), py::arg("stream"),
+          py::arg("device"));
     py::class_<DeviceRefiner, Owned<DeviceRefiner>>(m, "Refiner")
         .def(py::init(&make_refiner), py::arg("ends"), py::arg("chunks"), py::arg("layers"), py::arg("precision"),
              py::arg("device"))

@@ -323,7 +323,7 @@ def pack(weights: Weights, precision: str) -> tuple[np.ndarray, np.ndarray]:
     head, bias = _folded(w["head.weight"], w["head.bias"], w["norm.weight"], w["norm.bias"])
     joints = w["joint_embedding"]
     parts = [w["embed.weight"].T, joints + w["embed.bias"], joints + w["mask"], head, bias, w["observed_gain"], np.zeros(3)]
-    ends = np.concatenate([part.ravel() for part in parts]).astype(np.float32)
+    ends = _finite(np.concatenate([part.ravel() for part in parts]), np.float32, "f32")
     layers = [
         _pack_layer({k.removeprefix(f"layers.{i}."): v for k, v in w.items()}, precision)
         for i in range(weights.sizes["layers"])
@@ -354,7 +354,7 @@ def _pack_layer(w: dict[str, np.ndarray], precision: str) -> np.ndarray:
         chunks.append([_pairs(_right(up[columns])), _pairs(_right(w["fc2.weight"][:, columns]))])
     matrices = np.stack([np.concatenate([part.reshape(-1, 32, 8) for part in chunk]) for chunk in chunks])
     sixteen = _rounded(matrices, precision).reshape(CHUNKS, -1).view(np.uint8)
-    return np.concatenate([sixteen, np.concatenate([inner, outer], 1).astype(np.float32).view(np.uint8)], 1)
+    return np.concatenate([sixteen, _finite(np.concatenate([inner, outer], 1), np.float32, "f32").view(np.uint8)], 1)
 
 
 def _folded(weight: np.ndarray, bias: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -382,15 +382,18 @@ def _left(matrix: np.ndarray) -> np.ndarray:
 
 
 def _rounded(values: np.ndarray, precision: str) -> np.ndarray:
-    single = values.astype(np.float32)
-    if precision == "bf16":
-        bits = single.view(np.uint32).astype(np.uint64)
-        rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-        if (rounded & 0x7F80 == 0x7F80).any():
-            raise ValueError("weights: a value is too large for bf16, or is no number")
-        return rounded
+    if precision == "f16":
+        return _finite(values, np.float16, "f16", "; take precision 'bf16'")
+    bits = _finite(values, np.float32, "bf16").view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    if (rounded & 0x7F80 == 0x7F80).any():
+        raise ValueError("weights: a value is too large for bf16, or is no number")
+    return rounded.astype(np.uint16)
+
+
+def _finite(values: np.ndarray, dtype: type, name: str, advice: str = "") -> np.ndarray:
     with np.errstate(over="ignore"):
-        half = single.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise ValueError("weights: a value is too large for f16, or is no number; take precision 'bf16'")
-    return half
+        rounded: np.ndarray = values.astype(dtype)
+    if not np.isfinite(rounded).all():
+        raise ValueError(f"weights: a value is too large for {name}, or is no number{advice}")
+    return rounded

@@ -11,12 +11,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from jointbert.checks import check_soft_argmax
+
 Mode = Literal["argmax", "soft"]
 Convention = Literal["half_pixel", "align_corners", "corner"]
-MAX_SIZE = 128
-MAX_BETA = 1e30
-"""What stays finite in float32 when it is multiplied by a heatmap's values."""
-"""Neither side of a heatmap is longer."""
 
 
 class Keypoints(NamedTuple):
@@ -105,12 +103,4 @@ def check_heatmaps(heatmaps: Tensor, mode: Mode, beta: float, window: int | None
         raise TypeError(f"heatmaps: got {type(heatmaps).__name__}; expected a torch tensor")
     if not heatmaps.is_floating_point():
         raise TypeError(f"heatmaps: got the dtype {heatmaps.dtype}; expected floating point")
-    shape = tuple(heatmaps.shape)
-    if len(shape) < 2 or not (1 <= shape[-1] <= MAX_SIZE and 1 <= shape[-2] <= MAX_SIZE):
-        raise ValueError(f"heatmaps: got the shape {shape}; expected (..., H, W), up to {MAX_SIZE} x {MAX_SIZE}")
-    if mode not in ("argmax", "soft"):
-        raise ValueError(f"mode: got {mode!r}; expected 'argmax' or 'soft'")
-    if not 0 < beta <= MAX_BETA:
-        raise ValueError(f"beta: got {beta!r}; expected a positive number, {MAX_BETA:g} at most")
-    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 0):
-        raise ValueError(f"window: got {window!r}; expected a whole number of pixels, or None")
+    check_soft_argmax(tuple(heatmaps.shape), mode, beta, window)

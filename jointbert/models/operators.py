@@ -27,8 +27,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from jointbert.backends.cuda import call, load_module
-from jointbert.checks import JointbertWarning
-from jointbert.models.heatmap import MAX_SIZE, Keypoints, Mode, check_heatmaps
+from jointbert.checks import MAX_HEATMAP, JointbertWarning
+from jointbert.models.heatmap import Keypoints, Mode, check_heatmaps
 from jointbert.models.heatmap import soft_argmax as reference
 from jointbert.skeleton import NUM_JOINTS
 
@@ -45,7 +45,7 @@ def soft_argmax(heatmaps: Tensor, mode: Mode = "soft", beta: float = 100.0, wind
     check_heatmaps(heatmaps, mode, beta, window)
     if _only_reference(beta):
         return reference(heatmaps, mode, beta, window)
-    window = -1 if window is None else min(window, MAX_SIZE)
+    window = -1 if window is None else min(window, MAX_HEATMAP)
     return Keypoints(*torch.ops.jointbert.soft_argmax(heatmaps, mode, float(beta), window))
 
 
@@ -78,7 +78,7 @@ def soft_argmax_depth(
     _check_linear(heatmaps, weight, bias)
     if _only_reference(beta):
         return KeypointsWithDepth(*reference(heatmaps, mode, beta, window), _linear(heatmaps, weight, bias))
-    window = -1 if window is None else min(window, MAX_SIZE)
+    window = -1 if window is None else min(window, MAX_HEATMAP)
     return KeypointsWithDepth(*torch.ops.jointbert.soft_argmax_depth(heatmaps, weight, bias, mode, float(beta), window))
 
 
@@ -114,10 +114,8 @@ def _(heatmaps: Tensor, mode: str, beta: float, window: int) -> tuple[Tensor, Te
     if module is None:
         return _reference(heatmaps, mode, beta, window)
     maps = heatmaps.contiguous(memory_format=_layout(heatmaps))
-    results = _results(maps)
-    with torch.cuda.device(maps.device):
-        layout, stream = not maps.is_contiguous(), torch.cuda.current_stream().cuda_stream
-        call(module.soft_argmax, *_sizes(maps), layout, mode == "soft", beta, window, *_addresses(results), stream)
+    results, layout = _results(maps), not maps.is_contiguous()
+    call(module.soft_argmax, *_sizes(maps), layout, mode == "soft", beta, window, *_addresses(results), *_where(maps))
     return results
 
 
@@ -147,9 +145,8 @@ def _(
     head = (weight.to(maps.dtype).contiguous(), bias.float().contiguous())
     results = (*_results(maps), _depth_of(maps))
     memory = maps.new_empty(module.soft_argmax_depth_memory(maps.shape[0]), dtype=torch.uint8)
-    with torch.cuda.device(maps.device):
-        pointers = (*_addresses((*head, *results, memory)), torch.cuda.current_stream().cuda_stream)
-        call(module.soft_argmax_depth, *_sizes(maps), mode == "soft", beta, window, *pointers)
+    pointers = _addresses((*head, *results, memory))
+    call(module.soft_argmax_depth, *_sizes(maps), mode == "soft", beta, window, *pointers, *_where(maps))
     return results
 
 
@@ -196,11 +193,9 @@ def _(heatmaps: Tensor, status: Tensor, to_uv: Tensor, to_confidence: Tensor, mo
         return _gradient_of(heatmaps, to_uv, to_confidence, mode, beta, window)
     maps = heatmaps.contiguous(memory_format=_layout(heatmaps))
     gradient = torch.empty_like(maps, memory_format=_layout(heatmaps))
-    told = [x.contiguous() for x in (status, to_uv.float(), to_confidence.float())]
-    with torch.cuda.device(maps.device):
-        pointers = (*_addresses((*told, gradient)), torch.cuda.current_stream().cuda_stream)
-        layout = not maps.is_contiguous()
-        call(module.soft_argmax_backward, *_sizes(maps), layout, mode == "soft", beta, window, *pointers)
+    told = [x.contiguous() for x in (status, to_uv.float(), to_confidence.float())]  # kept until the launch is enqueued
+    pointers, layout = _addresses((*told, gradient)), not maps.is_contiguous()
+    call(module.soft_argmax_backward, *_sizes(maps), layout, mode == "soft", beta, window, *pointers, *_where(maps))
     return gradient
 
 
@@ -265,6 +260,11 @@ def _sizes(maps: Tensor) -> tuple[int, ...]:
 
 def _addresses(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
     return tuple(x.data_ptr() for x in tensors)
+
+
+def _where(maps: Tensor) -> tuple[int, int]:
+    """The current stream of the maps' GPU, and its number: the last arguments of every kernel."""
+    return torch.cuda.current_stream(maps.device).cuda_stream, maps.get_device()
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -92,7 +92,7 @@ def test_it_imports_without_a_driver(built: Built) -> None:
     text = (
         "import _cuda\n"
         "print(_cuda.devices())\n"
-        "try: _cuda.soft_argmax(0, 0, 1, 64, 64, False, True, 100.0, -1, 0, 0, 0, 0)\n"
+        "try: _cuda.soft_argmax(0, 0, 1, 64, 64, False, True, 100.0, -1, 0, 0, 0, 0, 0)\n"
         "except RuntimeError as error: print(error)\n"
     )
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -102,7 +102,7 @@ def test_it_imports_without_a_driver(built: Built) -> None:
     assert ran.returncode == 0, ran.stderr
     count, call = ran.stdout.splitlines()
     assert count.startswith("(0, ")
-    assert re.match(r"soft_argmax: .* \(CUDA error \d+\)", call)
+    assert re.match(r"cudaGetDevice: .* \(CUDA error \d+\)", call)
     # From the toolkit, or the package nvidia-cuda-cuobjdump.
     packaged = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "bin" / "cuobjdump"
     cuobjdump = shutil.which("cuobjdump") or (packaged if packaged.is_file() else None)

@@ -30,6 +30,7 @@ from jointbert.backends.cuda import CudaBackend, DeviceBatch, DeviceResult, load
 from jointbert.backends.graph_session import GraphSession
 from jointbert.backends.layout import LAYOUT
 from jointbert.device_arrays import DeviceArray, is_on_gpu
+from jointbert.heatmaps import soft_argmax, soft_argmax_depth
 from jointbert.weights import load_weights
 from tests.test_docs import blocks
 
@@ -563,8 +564,12 @@ def test_the_readme_s_example_runs(few: np.ndarray) -> None:
             return OnGpu(few[:1])
 
     names = {"jointbert": jointbert, "joints": Tensor(), "array": few[:1]}
-    exec(blocks()[-1], names)
+    exec(blocks()[2], names)
     np.testing.assert_allclose(names["better"], jointbert.refine(few[:1]), atol=0.05)
+    maps, weight, bias = np.ones((1, 14, 4, 4), np.float32), np.ones((14, 224), np.float32), np.zeros(14, np.float32)
+    names = {"heatmaps": OnGpu(maps), "weight": OnGpu(weight), "bias": OnGpu(bias)}
+    exec(blocks()[3], names)
+    np.testing.assert_array_equal(on_host(names["depth"]), 224)
 
 
 def test_sessions_come_and_go_while_others_work(poses: np.ndarray, make: Callable[..., Refiner]) -> None:
@@ -752,7 +757,7 @@ def test_bfloat16_by_the_front_door(few: np.ndarray, small: Path) -> None:
     large = {k: 1e6 * v if k == "layers.0.fc1.weight" else v for k, v in weights.tensors.items()}
     with pytest.raises(ValueError, match="too large for f16, or is no number; take precision 'bf16'"):
         CudaBackend(replace(weights, tensors=large))
-    too_large = {k: np.where(v == v.max(), np.float32(3.4e38), v) for k, v in large.items()}
+    too_large = {k: np.full_like(v, 3.4e38) if k == "layers.0.fc1.weight" else v for k, v in large.items()}
     with pytest.raises(ValueError, match="too large for bf16, or is no number"):
         CudaBackend(replace(weights, tensors=too_large), precision="bf16")
     refiner = Refiner(small, precision="bf16")
@@ -954,32 +959,59 @@ def test_a_session_frees_what_it_took(gpu: ctypes.CDLL) -> None:
     assert gpu.played_allocated() == before
 
 
-def test_heatmaps_by_address(module: ModuleType) -> None:
-    """The kernels behind torch's operators, as these call them."""
-    maps = np.random.default_rng(0).random((18, 14, 8, 8), dtype=np.float32)
-    weight, bias = np.random.default_rng(1).random((14, maps[0].size), dtype=np.float32), np.arange(14, dtype=np.float32)
-    uv, confidence = np.zeros((18, 14, 2), np.float32), np.zeros((18, 14), np.float32)
-    status, depth = np.ones((18, 14), np.uint8), np.zeros((18, 14), np.float32)
-    memory = np.empty(module.soft_argmax_depth_memory(18), np.uint8)
-    results = [x.ctypes.data for x in (uv, confidence, status)]
-    top = maps.reshape(18, 14, -1).argmax(-1)
+def test_heatmaps_of_any_library(module: ModuleType) -> None:
+    """The kernels behind torch's operators, without torch: arrays of anybody in, theirs out."""
+    rng = np.random.default_rng(0)
+    maps = rng.random((3, 6, 14, 8, 8), dtype=np.float32)
+    top = maps.reshape(3, 6, 14, -1).argmax(-1)
     expected = np.stack([top % 8, top // 8], -1)
+    waits = ctypes.CDLL(module.__file__).played_waits
+    before = waits()
+    found = soft_argmax(OnGpu(maps), "argmax")
+    assert waits() == before
+    assert (found.uv.shape, found.uv.dtype, found.status.dtype) == ((3, 6, 14, 2), "float32", "uint8")
+    np.testing.assert_array_equal(on_host(found.uv), expected)
+    np.testing.assert_array_equal(on_host(found.confidence), maps.max((3, 4)))
+    np.testing.assert_array_equal(on_host(found.status), 0)
+    # By hand: the softmax's mean over the whole map, and around the peak.
+    places = np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2).astype(float)
+    for window in (None, 1):
+        weights = np.exp(20 * maps.astype(float).reshape(3, 6, 14, -1))
+        if window is not None:
+            weights *= (np.abs(places - expected[..., None, :]) <= window).all(-1)
+        mean = (weights[..., None] * places).sum(-2) / weights.sum(-1, keepdims=True)
+        np.testing.assert_allclose(on_host(soft_argmax(OnGpu(maps), "soft", 20.0, window).uv), mean, atol=2e-5)
 
-    module.soft_argmax(maps.ctypes.data, 0, 18, 8, 8, False, False, 1.0, -1, *results, 0)
-    module.synchronize(0, 0)
-    np.testing.assert_array_equal(uv, expected)
-    uv[:] = 0
-    head = (weight.ctypes.data, bias.ctypes.data)
-    module.soft_argmax_depth(
-        maps.ctypes.data, 0, 18, 8, 8, False, 1.0, -1, *head, *results, depth.ctypes.data, memory.ctypes.data, 0
-    )
-    module.synchronize(0, 0)
-    np.testing.assert_array_equal(uv, expected)
-    np.testing.assert_array_equal(confidence, maps.max((2, 3)))
-    np.testing.assert_array_equal(status, 0)
-    np.testing.assert_allclose(depth, maps.reshape(18, -1).astype(float) @ weight.T.astype(float) + bias, rtol=1e-6)
+    weight, bias = rng.random((14, 14 * 64), dtype=np.float32), np.arange(14, dtype=np.float32)
+    both = soft_argmax_depth(OnGpu(maps), OnGpu(weight), OnGpu(bias), "argmax")
+    np.testing.assert_array_equal(on_host(both.uv), expected)
+    linear = maps.reshape(3, 6, -1).astype(float) @ weight.T.astype(float) + bias
+    np.testing.assert_allclose(on_host(both.depth), linear, rtol=1e-6)
+    none = soft_argmax_depth(OnGpu(maps[:0]), OnGpu(weight), OnGpu(bias))
+    assert (none.uv.shape, none.depth.shape) == ((0, 6, 14, 2), (0, 6, 14))
+
+
+def test_heatmaps_that_do_not_fit(module: ModuleType) -> None:
+    maps, weight, bias = np.zeros((2, 14, 8, 8), np.float32), np.zeros((14, 14 * 64), np.float32), np.zeros(14, np.float32)
+    with pytest.raises(TypeError, match="heatmaps: got ndarray; expected an array on a GPU"):
+        soft_argmax(maps)
+    with pytest.raises(TypeError, match="heatmaps: got the dtype float64; expected one of float32, float16, bfloat16"):
+        soft_argmax(OnGpu(maps.astype(float)))
+    for shape in ((2, 21, 8, 8), (8, 8)):
+        with pytest.raises(ValueError, match=r"heatmaps: got the shape .*; expected \(..., 14, H, W\)"):
+            soft_argmax(OnGpu(np.zeros(shape, np.float32)))
     with pytest.raises(ValueError, match="up to 128 x 128"):
-        module.soft_argmax_depth(0, 0, 1, 129, 8, False, 1.0, -1, *head, *results, 0, 0, 0)
+        soft_argmax(OnGpu(np.zeros((1, 14, 129, 8), np.float32)))
+    with pytest.raises(ValueError, match="mode: got 'mean'"):
+        soft_argmax(OnGpu(maps), "mean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"weight: got the shape \(14, 5\); expected \(14, 896\) for heatmaps \(2, 14, 8, 8\)"):
+        soft_argmax_depth(OnGpu(maps), OnGpu(weight[:, :5]), OnGpu(bias))
+    with pytest.raises(ValueError, match=r"bias: got float64 of the shape \(14,\); expected float32"):
+        soft_argmax_depth(OnGpu(maps), OnGpu(weight), OnGpu(bias.astype(float)))
+    with pytest.raises(TypeError, match="weight: got ndarray; expected an array on a GPU"):
+        soft_argmax_depth(OnGpu(maps), weight, OnGpu(bias))
+    with pytest.raises(ValueError, match="up to 128 x 128"):
+        module.soft_argmax_depth(0, 0, 1, 129, 8, False, 1.0, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def test_an_estimator_s_refiner_is_one_launch(few: np.ndarray, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,19 @@ def test_what_has_no_kernel_is_the_reference() -> None:
             torch.testing.assert_close(a, b, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_the_operators(dtype: torch.dtype) -> None:
+    """By any library's arrays, torch's here; what comes out is torch's."""
+    from jointbert import heatmaps as any_library
+
+    maps, (weight, bias) = heatmaps(3, 64, 64).to(dtype).cuda(), (x.cuda() for x in head(dtype, 64, 64))
+    for found, expected in zip(any_library.soft_argmax(maps), operators.soft_argmax(maps), strict=True):
+        assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+    both = zip(any_library.soft_argmax_depth(maps, weight, bias), operators.soft_argmax_depth(maps, weight, bias), strict=True)
+    for found, expected in both:
+        assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
 def test_it_runs_on_the_current_stream() -> None:
     """The maps come into being on that stream, late: a launch on another one would read what was there before."""
     final = heatmaps(2, 64, 64).cuda()
