@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 _CPU_DEVICES = (1, 3)  # DLPack's kDLCPU and kDLCUDAHost
-_GPU_ADVICE = "the joints are not; pass a CPU array"
+_GPU_ADVICE = "where it can't be used here; pass an array in the host's memory"
 
 Restore = Callable[[np.ndarray], Any]
 
@@ -50,7 +50,7 @@ def _to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
     if hasattr(value, "__dlpack_device__"):
         device = value.__dlpack_device__()
         if int(device[0]) not in _CPU_DEVICES:
-            raise ValueError(f"{name}: the {type(value).__name__} is on a GPU, {_GPU_ADVICE}")
+            raise ValueError(f"{name}: the {type(value).__name__} is on a device, {_GPU_ADVICE}")
     if hasattr(value, "__array__"):
         array = _unmasked(np.asanyarray(value), name)
     elif hasattr(value, "__dlpack__"):

@@ -28,6 +28,7 @@ NUMPY_TYPES = tuple(name for name in _TYPES if name != "bfloat16")
 """Types of arrays that NumPy and a GPU's libraries have in common."""
 _DLPACK_CUDA, _DLPACK_MANAGED = 2, 13
 _LEGACY_STREAM = 1
+_MOST_VALUES = 1 << 48
 
 
 def _bits(dtype: str) -> int:
@@ -318,19 +319,26 @@ def _order(given: DeviceArray, stream: int) -> None:
 def _read_interface(value: Any, name: str) -> DeviceArray:
     interface = value.__cuda_array_interface__
     shape, kind, strides = tuple(interface["shape"]), interface["typestr"], interface.get("strides")
+    stream = interface.get("stream")
+    if not all(isinstance(side, (int, np.integer)) and side >= 0 for side in shape) or math.prod(shape) > _MOST_VALUES:
+        raise TypeError(f"{name}: got the shape {shape}; expected sides of at least 0")
+    if stream is not None and (isinstance(stream, bool) or not isinstance(stream, int) or not 0 < stream < 1 << 64):
+        raise TypeError(f"{name}: got the stream {stream!r}; expected a cudaStream_t, 1, 2 or None")
     if kind[0] == ">":
         raise TypeError(f"{name}: got bytes in the order of {kind!r}; expected the machine's own")
     if interface.get("mask") is not None:
         raise TypeError(f"{name}: got a masked array; pass NaN, or the mask as visible=")
     if strides is not None:
         item = int(kind[2:])
+        if len(strides) != len(shape):
+            raise TypeError(f"{name}: got strides {tuple(strides)} for the shape {shape}")
         _check_order(shape, tuple(s // item if s % item == 0 else -1 for s in strides), name)
     address = int(interface["data"][0])
     if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) not in (_DLPACK_CUDA, _DLPACK_MANAGED):
         raise TypeError(f"{name}: got memory of DLPack's device type {int(value.__dlpack_device__()[0])}; expected CUDA's")
     # Version 3 names the stream that its producer works on; None: what is there is finished.
     dtype = _INTERFACE.get(kind[1:], kind)
-    return DeviceArray(address, shape, dtype, _device_of(value, address), value, interface.get("stream"))
+    return DeviceArray(address, tuple(int(side) for side in shape), dtype, _device_of(value, address), value, stream)
 
 
 def _read_dlpack(value: Any, name: str, stream: int | None) -> DeviceArray:

@@ -203,7 +203,9 @@ def test_dlpack_and_array_protocols(refiner: Refiner, poses: np.ndarray) -> None
     np.testing.assert_array_equal(refiner(ArrayOnly(poses[0])), expected)
     with pytest.raises(ValueError, match=r"joints: the array is on a GPU, and backend .* computes on the CPU"):
         refiner(DLPackOnly(poses[0], device=(2, 0)))
-    with pytest.raises(ValueError, match=r"confidence: the DLPackOnly is on a GPU, the joints are not; pass a CPU array"):
+    with pytest.raises(
+        ValueError, match=r"confidence: the DLPackOnly is on a device, where it can't be used here; pass an array"
+    ):
         refiner(poses[0], confidence=DLPackOnly(poses[0, :, 0], device=(2, 0)))
 
 

@@ -432,6 +432,18 @@ def test_memory_that_is_none(few: np.ndarray, refine: Callable[..., Any]) -> Non
     null.__cuda_array_interface__["data"] = (0, False)
     odd.__cuda_array_interface__["data"] = (odd.array.ctypes.data + 1, False)
     foreign.__dlpack_device__ = lambda: (10, 0)  # type: ignore[attr-defined]
+    for field, wrong, message in (
+        ("stream", -1, "got the stream -1; expected a cudaStream_t, 1, 2 or None"),
+        ("stream", "abc", "got the stream 'abc'"),
+        ("shape", (-1, 14, 3), r"got the shape \(-1, 14, 3\); expected sides of at least 0"),
+        ("shape", (5.0, 14, 3), r"got the shape \(5.0, 14, 3\)"),
+        ("shape", (2**62, 14, 3), r"got the shape \(4611686018427387904, 14, 3\)"),
+        ("strides", (8,), r"got strides \(8,\) for the shape \(5, 14, 3\)"),
+    ):
+        odd_field = OnGpu(few)
+        odd_field.__cuda_array_interface__[field] = wrong
+        with pytest.raises(TypeError, match=f"joints: {message}"):
+            refine(odd_field)
     with pytest.raises(ValueError, match=r"confidence: got a null pointer for an array of the shape \(5, 14\)"):
         refine(OnGpu(few), confidence=null)
     with pytest.raises(ValueError, match="error_mm: the memory is not aligned for float32"):
