@@ -89,17 +89,22 @@ def bench(weights: str | os.PathLike[str], batches: Sequence[int], threads: int,
     is_onnx = Path(weights).suffix == ".onnx"
     for name in (b for b in BACKENDS if (b == "onnxruntime") == is_onnx):
         try:
-            refiners[name] = Refiner(weights, name, threads)
+            refiner = Refiner(weights, name, threads)
+            refiner(load_demo().predictions[:1])  # a GPU's kernels may be built for another
+            refiners[name] = refiner
         except (ImportError, RuntimeError, ValueError) as error:
             failed[name] = error
     if not refiners:
         raise next(iter(failed.values()))
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    torchs = importlib.import_module("torch").get_num_threads() if "torch" in refiners else None
     try:
         return _measured(refiners, {name: str(error) for name, error in failed.items()}, batches, threads, seconds)
     finally:
         if before is not None:
             os.sched_setaffinity(0, before)
+        if torchs is not None:
+            importlib.import_module("torch").set_num_threads(torchs)
 
 
 def _measured(

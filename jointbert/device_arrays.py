@@ -114,7 +114,7 @@ class Library(Protocol):
         """
 
     def enqueued(self) -> None:
-        """Called behind a launch: what it reads has to stay as it is until it is through."""
+        """Called behind a launch, whatever became of it: what it reads has to stay as it is until it is through."""
 
     def result(self, array: DeviceArray) -> Any:
         """An array of :meth:`empty` as the user gets it."""
@@ -132,7 +132,7 @@ def is_on_gpu(value: Any) -> bool:
     try:
         if hasattr(value, "__cuda_array_interface__"):
             return True
-        return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) == _DLPACK_CUDA
+        return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in (_DLPACK_CUDA, _DLPACK_MANAGED)
     except Exception:  # a broken protocol: whoever reads the array says so
         return False
 
@@ -159,9 +159,7 @@ def _read(value: Any, name: str, stream: int | None) -> tuple[DeviceArray, Libra
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         if value.requires_grad:
-            raise TypeError(
-                f"{name}: the tensor requires grad, and refinement is not differentiable here; pass {name}.detach()"
-            )
+            raise TypeError(f"{name}: the tensor requires grad, which nothing here propagates; pass {name}.detach()")
         if value.layout != torch.strided:
             raise TypeError(f"{name}: got a sparse tensor; expected a dense one")
         torchs = _Torch(torch, value.device)
@@ -181,10 +179,43 @@ def _says_when(value: Any) -> bool:
     return interface is not None and (interface.get("version", 0) >= 3 or not hasattr(value, "__dlpack__"))
 
 
+_under_way: deque[tuple[Any, list[Any]]] = deque()
+"""Behind each launch, an event, and what the launch reads and writes, until a later call finds it through. A library that takes
+its memory back as soon as nobody has an array any more, on a stream that does not wait for this one, would write over what has
+yet to be read; and giving our own memory back would wait for the launch."""
+_recorded: list[list[Any]] = []
+"""The same of launches that became part of a graph, which may be replayed as long as there is a process."""
+
+
+def _keep(used: list[Any], stream: int, device: int) -> None:
+    from jointbert.backends.cuda import load_module
+
+    module = load_module()
+    try:
+        event = None if module.is_capturing(stream, device) else module.Event(stream, device)
+    except RuntimeError:  # the next call says so; what was used is not forgotten
+        event = None
+    if event is None:
+        _recorded.append(used)
+    else:
+        _under_way.append((event, used))
+
+
+def _forget_what_is_through() -> None:
+    for _ in range(len(_under_way)):
+        try:
+            one = _under_way.popleft()
+        except IndexError:  # another thread's
+            return
+        if not one[0].passed:
+            _under_way.append(one)
+
+
 class _Torch:
     def __init__(self, torch: Any, device: Any) -> None:
         self.torch, self.device = torch, device
         self.stream = int(torch.cuda.current_stream(device).cuda_stream)
+        self.foreign: list[Any] = []
 
     def read(self, tensor: Any) -> DeviceArray:
         tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
@@ -197,17 +228,21 @@ class _Torch:
     def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
         kind = getattr(self.torch, dtype)
         if isinstance(given, np.ndarray):  # from pinned memory, which torch keeps until the copy is done: nothing waits
-            tensor = self.torch.tensor(given, dtype=kind).pin_memory()
+            tensor = self.torch.tensor(given, dtype=kind, device="cpu", pin_memory=True)
         elif isinstance(given.owner, self.torch.Tensor):
             tensor = given.owner
-        elif given.dtype == "bfloat16":
-            tensor = self.torch.from_dlpack(given)
         else:
-            _order(given, self.stream)
-            tensor = self.torch.as_tensor(given, device=self.torch.device("cuda", given.device))
+            self.foreign.append(given.owner)
+            if given.dtype == "bfloat16":
+                tensor = self.torch.from_dlpack(given)
+            else:
+                _order(given, self.stream)
+                tensor = self.torch.as_tensor(given, device=self.torch.device("cuda", given.device))
         return self.read(tensor.to(self.device, kind, non_blocking=True).expand(shape))
 
-    def enqueued(self) -> None: ...  # its allocator knows the stream
+    def enqueued(self) -> None:
+        if self.foreign:  # of its own, its allocator knows the stream
+            _keep(self.foreign, self.stream, self.device.index)
 
     def result(self, array: DeviceArray) -> Any:
         return array.owner
@@ -216,6 +251,7 @@ class _Torch:
 class _CuPy:
     def __init__(self, cupy: Any, device: int) -> None:
         self.cupy, self.device = cupy, device
+        self.foreign: list[Any] = []
         with cupy.cuda.Device(device):
             self.stream = int(cupy.cuda.get_current_stream().ptr)
 
@@ -229,37 +265,25 @@ class _CuPy:
             return self.read(self.cupy.empty(shape, dtype=dtype))
 
     def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
-        if isinstance(given, DeviceArray):
-            if given.dtype == "bfloat16":
-                raise TypeError(f"{name}: got bfloat16, which CuPy does not have; expected another type")
-            own = type(given.owner).__module__.split(".")[0] == "cupy"
-            if not own:
-                _order(given, self.stream)
-        value = given.owner if isinstance(given, DeviceArray) and own else given
+        value: Any = given
         with self.cupy.cuda.Device(self.device):
+            if isinstance(given, DeviceArray):
+                if given.dtype == "bfloat16":
+                    raise TypeError(f"{name}: got bfloat16, which CuPy does not have; expected another type")
+                # By DLPack, which orders streams: for the array interface CuPy would wait.
+                if type(given.owner).__module__.split(".")[0] == "cupy":
+                    value = given.owner
+                else:
+                    value = self.cupy.from_dlpack(given)
+                    self.foreign.append(given.owner)
             return self.read(self.cupy.broadcast_to(self.cupy.asarray(value, dtype=dtype), shape))
 
-    def enqueued(self) -> None: ...  # its allocator knows the stream
+    def enqueued(self) -> None:
+        if self.foreign:  # of its own, its allocator knows the stream
+            _keep(self.foreign, self.stream, self.device)
 
     def result(self, array: DeviceArray) -> Any:
         return array.owner
-
-
-_under_way: deque[tuple[Any, list[Any]]] = deque()
-"""Behind each launch, an event, and what the launch reads and writes, until a later call finds it through. A library that takes
-its memory back as soon as nobody has an array any more, on a stream that does not wait for this one, would write over what has
-yet to be read; and giving our own memory back would wait for the launch."""
-
-
-def _forget_what_is_through() -> None:
-    while _under_way:
-        try:
-            first = _under_way.popleft()
-        except IndexError:  # another thread's
-            return
-        if not first[0].passed:
-            _under_way.appendleft(first)
-            return
 
 
 class _Other:
@@ -298,9 +322,7 @@ class _Other:
         return array
 
     def enqueued(self) -> None:
-        from jointbert.backends.cuda import call, load_module
-
-        _under_way.append((call(load_module().Event, self.stream, self.device), self.used))
+        _keep(self.used, self.stream, self.device)
 
     def result(self, array: DeviceArray) -> Any:
         if hasattr(self.value, "__array_namespace__"):
@@ -321,7 +343,7 @@ def _read_interface(value: Any, name: str) -> DeviceArray:
     shape, kind, strides = tuple(interface["shape"]), interface["typestr"], interface.get("strides")
     stream = interface.get("stream")
     if not all(isinstance(side, (int, np.integer)) and side >= 0 for side in shape) or math.prod(shape) > _MOST_VALUES:
-        raise TypeError(f"{name}: got the shape {shape}; expected sides of at least 0")
+        raise TypeError(f"{name}: got the shape {shape}; expected sides of at least 0, and no more than there can be")
     if stream is not None and (isinstance(stream, bool) or not isinstance(stream, int) or not 0 < stream < 1 << 64):
         raise TypeError(f"{name}: got the stream {stream!r}; expected a cudaStream_t, 1, 2 or None")
     if kind[0] == ">":
@@ -367,13 +389,13 @@ def _check_memory(array: DeviceArray, name: str) -> None:
     """What a kernel would read beyond all doubt: an error there ends the process's work on the GPU."""
     if array.dtype not in _TYPES or not array.nbytes:
         return
-    from jointbert.backends.cuda import load_module
+    from jointbert.backends.cuda import call, load_module
 
     if not array.address:
         raise ValueError(f"{name}: got a null pointer for an array of the shape {array.shape}")
     if array.address % (_bits(array.dtype) // 8):
         raise ValueError(f"{name}: the memory is not aligned for {array.dtype}; copy the array first")
-    if load_module().device_of(array.address) < 0:
+    if call(load_module().device_of, array.address) < 0:
         raise ValueError(f"{name}: the pointer is not a GPU's; pass NumPy arrays as they are")
 
 

@@ -39,7 +39,8 @@ def soft_argmax(
 ) -> Keypoints:
     """Places of the heatmaps' peaks and their confidence: :func:`jointbert.models.heatmap.soft_argmax` on a GPU.
 
-    Enqueued on the current stream of the heatmaps' library (that of DLPack alone: the legacy stream); nothing waits.
+    Enqueued on the current stream of the heatmaps' library (that of DLPack alone: the legacy stream); nothing waits, but taking
+    and giving back memory that libraries other than torch and CuPy can't be asked for.
 
     Args:
         heatmaps: ``(..., 14, H, W)`` on a GPU (torch, CuPy, DLPack, ``__cuda_array_interface__``), float32, float16 or

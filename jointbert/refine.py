@@ -291,6 +291,7 @@ class Refiner:
         check_units(units)
         permutation = resolve_order(order)
         backend = self._gpu_backend()
+        backend.check_process()
         given, library = read(joints, "joints")
         check_device_joints(given.shape, given.dtype)
         leading = given.shape[:-2]
@@ -349,13 +350,14 @@ class Refiner:
                 f"joints: the array is on a GPU, and backend {self._backend.name!r} computes on the CPU; take 'auto' or "
                 "'cuda', or pass a CPU array"
             )
-        with self._gpu_lock:  # made once, by whoever comes first: it measures
-            if self._gpu is None:
-                try:
-                    self._gpu = CudaBackend(self._weights, precision=self._arguments[3])
-                except ImportError as error:
-                    raise ImportError(f"joints: the array is on a GPU; {error}, or pass a CPU array") from None
-            return self._gpu
+        if self._gpu is None:
+            with self._gpu_lock:  # made once, by whoever comes first: it measures
+                if self._gpu is None:
+                    try:
+                        self._gpu = CudaBackend(self._weights, precision=self._arguments[3])
+                    except ImportError as error:
+                        raise ImportError(f"joints: the array is on a GPU; {error}, or pass a CPU array") from None
+        return self._gpu
 
 
 def _in_steps(run: Callable[[Batch], Result], batch: Batch, step: int, progress: Callable[[int], None] | None) -> Result:

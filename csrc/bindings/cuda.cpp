@@ -182,7 +182,9 @@ void copy(std::uintptr_t to, std::uintptr_t from, std::size_t bytes, int device,
 // The device whose memory an address lies in; -1: none.
 int device_of(std::uintptr_t at) {
     cudaPointerAttributes attributes{};
-    if (cudaPointerGetAttributes(&attributes, pointer<const void>(at)) != cudaSuccess) return cudaGetLastError(), -1;
+    const cudaError_t code = cudaPointerGetAttributes(&attributes, pointer<const void>(at));
+    if (code == cudaErrorInvalidValue) return cudaGetLastError(), -1;
+    check(code, "cudaPointerGetAttributes");
     return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged ? attributes.device : -1;
 }
 
@@ -195,6 +197,14 @@ void order(std::uintptr_t first, std::uintptr_t later, int device) {
     if (code == cudaSuccess) code = cudaStreamWaitEvent(pointer<CUstream_st>(later), event, 0);
     cudaEventDestroy(event);
     check(code, "cudaStreamWaitEvent");
+}
+
+bool is_capturing(std::uintptr_t stream, int device) {
+    const OnDevice on(device);
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    // The legacy stream can't be captured; while another one is that waits for it, this says so by an error.
+    if (cudaStreamIsCapturing(pointer<CUstream_st>(stream), &status) != cudaSuccess) cudaGetLastError();
+    return status != cudaStreamCaptureStatusNone;
 }
 
 void synchronize(std::uintptr_t stream, int device) {
@@ -259,13 +269,14 @@ PYBIND11_MODULE(_cuda, m) {
         .def(py::init([](std::uintptr_t stream, int device) {
                  return Owned<Event>(new Event(pointer<CUstream_st>(stream), device));
              }),
-             py::arg("stream"), py::arg("device"))
-        .def_property_readonly("passed", &Event::passed);
+             py::arg("stream"), py::arg("device"), NoGil())
+        .def_property_readonly("passed", py::cpp_function(&Event::passed, NoGil()));
     py::class_<Memory, Owned<Memory>>(m, "Memory")
         .def(py::init<std::size_t, int>(), py::arg("bytes"), py::arg("device"), NoGil())
         .def_property_readonly("address", [](const Memory& self) { return address(self.data()); });
     m.def("copy", &copy, py::arg("to"), py::arg("source"), py::arg("bytes"), py::arg("device"), py::arg("stream"));
-    m.def("order", &order, py::arg("first"), py::arg("later"), py::arg("device"));
+    m.def("order", &order, py::arg("first"), py::arg("later"), py::arg("device"), NoGil());
+    m.def("is_capturing", &is_capturing, py::arg("stream"), py::arg("device"), NoGil());
     m.def("device_of", &device_of, py::arg("address"));
     m.def("synchronize", &synchronize, py::arg("stream"), py::arg("device"));
     m.def("read_dlpack", &jointbert::dlpack::read, py::arg("capsule"));

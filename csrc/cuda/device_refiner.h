@@ -44,6 +44,7 @@ class DeviceRefiner {
         cudaMemPool_t pool = nullptr;
         Pool() = default;
         ~Pool() {
+            const BesideCaptures beside;
             if (pool) cudaMemPoolDestroy(pool);
         }
         Pool(const Pool&) = delete;

@@ -29,8 +29,8 @@ class OnDevice {
 };
 
 // For as long as it lives, this thread may take and free memory while somebody captures a stream, the thread itself or
-// another one, which breaks a capture otherwise. It may not wait for a device as a whole, nor use the legacy stream:
-// these break captures always.
+// another one, which breaks a capture otherwise. Waiting for a device as a whole breaks captures always, and so does
+// the legacy stream those of streams that wait for it.
 class BesideCaptures {
   public:
     BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -81,7 +81,7 @@ class Event {
     Event(const Event&) = delete;
     Event& operator=(const Event&) = delete;
 
-    // Whether it is done; what became part of a graph counts as done.
+    // Whether it is done. Not for streams that are captured: to ask breaks a capture.
     bool passed() const {
         const BesideCaptures beside;
         const cudaError_t code = cudaEventQuery(event_);

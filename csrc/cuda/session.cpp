@@ -87,6 +87,7 @@ void GraphSession::end() {
     recording_ = 0;
     const std::unique_lock<std::recursive_mutex> lock(mutex_, std::adopt_lock);
     check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
+    const BesideCaptures beside;  // others'
     const cudaError_t code = cudaGraphInstantiate(&ready, graph, 0);
     cudaGraphDestroy(graph);
     check(code, "cudaGraphInstantiate");

@@ -155,7 +155,7 @@ class CudaBackend:
             RuntimeError: what CUDA says of the launch. ValueError: a variant that this GPU does not run; as :meth:`refiner`.
         """
 
-        self._check_process()
+        self.check_process()
 
         def address(array: object) -> int:
             return array.address if isinstance(array, DeviceArray) else 0
@@ -212,7 +212,7 @@ class CudaBackend:
         Raises:
             RuntimeError, ValueError: as :meth:`enqueue`.
         """
-        self._check_process()
+        self.check_process()
         count = len(batch.joints)
         parts = [self._replay(batch, slice(i, min(i + self._most_rows, count))) for i in range(0, count, self._most_rows)]
         if not parts:
@@ -284,8 +284,12 @@ class CudaBackend:
             if size not in session.batches:
                 session.capture(enqueue, (size,))
 
-    def _check_process(self) -> None:
-        """Before any lock, which a thread may have held that does not exist here."""
+    def check_process(self) -> None:
+        """Before any lock, which a thread may have held that does not exist here.
+
+        Raises:
+            RuntimeError: another process made this one.
+        """
         if os.getpid() != self._process:
             raise RuntimeError(
                 "backend 'cuda': this process was forked from the one that made it, and CUDA does not follow; start it by "

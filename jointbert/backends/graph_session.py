@@ -62,7 +62,7 @@ class GraphSession:
                 raise TypeError(f"{name}: got {type(number).__name__}; expected an integer")
         if rows < 1 or not outputs:
             raise ValueError("GraphSession: expected at least one row and one output")
-        self.rows, self.device = rows, device
+        self.rows, self.device = rows, device = operator.index(rows), operator.index(device)
         self._inputs, self._outputs = ({k: (tuple(s), _dtype(d)) for k, (s, d) in spec.items()} for spec in (inputs, outputs))
         sizes = [[_row_bytes(*x) for x in spec.values()] for spec in (self._inputs, self._outputs)]
         largest = max(sizes[0] + sizes[1])

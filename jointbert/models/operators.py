@@ -12,7 +12,8 @@ maps to a depth offset of each joint. It reads contiguous maps; others are copie
 
 ``jointbert::soft_argmax_backward(Tensor heatmaps, Tensor status, Tensor to_uv, Tensor to_confidence, str mode, float beta, int
 window) -> Tensor`` is the gradient of the first, of the maps' shape and dtype, from those that reach ``uv`` and ``confidence``.
-There are no second derivatives. Those in forward mode, and by a ``beta`` that is a tensor, are the reference's.
+There are no second derivatives. In forward mode, and by a ``beta`` that is a tensor, :func:`soft_argmax` and
+:func:`soft_argmax_depth` are the reference; the operators themselves have no such derivatives.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def soft_argmax_depth(
 def _only_reference(beta: object) -> bool:
     """Whether derivatives are asked for that the operators do not have and would leave out without a word: in forward mode, and
     by ``beta``."""
-    return isinstance(beta, Tensor) or forward_ad._current_level >= 0
+    return isinstance(beta, Tensor) or getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def _check_linear(heatmaps: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -115,7 +116,8 @@ def _(heatmaps: Tensor, mode: str, beta: float, window: int) -> tuple[Tensor, Te
         return _reference(heatmaps, mode, beta, window)
     maps = heatmaps.contiguous(memory_format=_layout(heatmaps))
     results, layout = _results(maps), not maps.is_contiguous()
-    call(module.soft_argmax, *_sizes(maps), layout, mode == "soft", beta, window, *_addresses(results), *_where(maps))
+    with torch.cuda.device(maps.device):
+        call(module.soft_argmax, *_sizes(maps), layout, mode == "soft", beta, window, *_addresses(results), *_where(maps))
     return results
 
 
@@ -146,7 +148,8 @@ def _(
     results = (*_results(maps), _depth_of(maps))
     memory = maps.new_empty(module.soft_argmax_depth_memory(maps.shape[0]), dtype=torch.uint8)
     pointers = _addresses((*head, *results, memory))
-    call(module.soft_argmax_depth, *_sizes(maps), mode == "soft", beta, window, *pointers, *_where(maps))
+    with torch.cuda.device(maps.device):
+        call(module.soft_argmax_depth, *_sizes(maps), mode == "soft", beta, window, *pointers, *_where(maps))
     return results
 
 
@@ -195,7 +198,8 @@ def _(heatmaps: Tensor, status: Tensor, to_uv: Tensor, to_confidence: Tensor, mo
     gradient = torch.empty_like(maps, memory_format=_layout(heatmaps))
     told = [x.contiguous() for x in (status, to_uv.float(), to_confidence.float())]  # kept until the launch is enqueued
     pointers, layout = _addresses((*told, gradient)), not maps.is_contiguous()
-    call(module.soft_argmax_backward, *_sizes(maps), layout, mode == "soft", beta, window, *pointers, *_where(maps))
+    with torch.cuda.device(maps.device):
+        call(module.soft_argmax_backward, *_sizes(maps), layout, mode == "soft", beta, window, *pointers, *_where(maps))
     return gradient
 
 

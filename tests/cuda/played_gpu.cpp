@@ -7,7 +7,9 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -18,9 +20,12 @@
 namespace {
 
 using Work = std::function<void()>;
+struct Count {  // of what a stream was asked, and has done; events keep it
+    long asked = 0, done = 0;
+};
 struct Stream {
     std::deque<Work> waiting;
-    long asked = 0, done = 0;
+    std::shared_ptr<Count> count = std::make_shared<Count>();
     std::vector<Work>* recording = nullptr;
     cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
     std::thread::id by;
@@ -31,6 +36,7 @@ struct Played {
     std::string failing;
     int devices = 1, capability = 90, driver = 13000;
     long allocated = 0, waits = 0;
+    const void* of_the_host = nullptr;
     Stream legacy, elsewhere;
     std::deque<float> times;
     std::recursive_mutex working;
@@ -42,15 +48,21 @@ Stream& stream_of(cudaStream_t stream) {
     const auto found = played.streams.find(stream);
     return found == played.streams.end() ? played.legacy : *found->second;
 }
-void finish(Stream& stream) {
-    while (!stream.waiting.empty()) {
+void finish(Stream& stream, long until = std::numeric_limits<long>::max()) {
+    while (!stream.waiting.empty() && stream.count->done < until) {
         const Work work = stream.waiting.front();
         stream.waiting.pop_front();
         work();
-        ++stream.done;
+        ++stream.count->done;
     }
 }
-void finish_all() {
+bool at_work() {
+    bool any = !played.legacy.waiting.empty();
+    for (auto& [handle, stream] : played.streams) any |= !stream->waiting.empty();
+    return any;
+}
+void finish_all() {  // the host waits for the device
+    played.waits += at_work();
     finish(played.legacy);
     for (auto& [handle, stream] : played.streams) finish(*stream);
 }
@@ -60,11 +72,12 @@ void enqueue(cudaStream_t stream, Work work) {
         to.recording->push_back(std::move(work));
     else {
         to.waiting.push_back(std::move(work));
-        ++to.asked;
+        ++to.count->asked;
     }
 }
 struct Event {
     cudaStream_t stream = nullptr;
+    std::shared_ptr<Count> count;
     long asked = 0;
     bool captured = false;
 };
@@ -154,19 +167,23 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     CALL(cudaEventRecord);
-    event_of(event) = {stream, stream_of(stream).asked, stream_of(stream).recording != nullptr};
+    const Stream& asked = stream_of(stream);
+    event_of(event) = {stream, asked.count, asked.count->asked, asked.recording != nullptr};
     return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     CALL(cudaEventQuery);
     if (const cudaError_t code = unsafe(); code != cudaSuccess) return code;
     const Event& asked = event_of(event);
-    if (asked.captured) return cudaErrorCapturedEvent;
-    return stream_of(asked.stream).done < asked.asked ? cudaErrorNotReady : cudaSuccess;
+    if (asked.captured) {
+        stream_of(asked.stream).broken = true;
+        return cudaErrorCapturedEvent;
+    }
+    return asked.count->done < asked.asked ? cudaErrorNotReady : cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     CALL(cudaStreamWaitEvent);
-    enqueue(stream, [first = event_of(event).stream] { finish(stream_of(first)); });
+    enqueue(stream, [first = event_of(event)] { finish(stream_of(first.stream), first.asked); });
     return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
@@ -176,7 +193,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* at) {
     CALL(cudaPointerGetAttributes);
     *attributes = {};
-    attributes->type = at ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+    attributes->type = at && at != played.of_the_host ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
     return cudaSuccess;
 }
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
@@ -235,9 +252,17 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     CALL(cudaStreamSynchronize);
-    if (stream_of(stream).recording) return cudaErrorStreamCaptureUnsupported;
+    if (stream_of(stream).recording) {
+        stream_of(stream).broken = true;
+        return cudaErrorStreamCaptureUnsupported;
+    }
     ++played.waits;
     finish(stream_of(stream));
+    return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+    CALL(cudaStreamIsCapturing);
+    *status = stream_of(stream).recording ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
@@ -285,7 +310,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
 
 // For the tests, by ctypes: the next call of a name fails; what lies between the next two events, behind what was said
 // before; which of the next launches fails; how many devices there are, of which compute capability, for which driver;
-// what is allocated now; how often the host has waited for a stream; a capture of
+// what is allocated now; how often the host has waited; an address that is
+// no device's; a capture of
 // another thread in the mode that torch takes, begun, and ended: whether it was broken.
 extern "C" {
 #pragma GCC visibility push(default)
@@ -305,6 +331,7 @@ void played_devices(int count, int capability, int driver) {
 }
 long played_allocated() { return played.allocated; }
 long played_waits() { return played.waits; }
+void played_of_the_host(const void* at) { played.of_the_host = at; }
 // Work that goes on when `*flag` is no longer 0, or, if that does not happen, in five seconds, with -1 there.
 void played_hold(cudaStream_t stream, volatile int* flag) {
     ALONE;

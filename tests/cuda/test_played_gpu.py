@@ -6,6 +6,7 @@ import copy
 import ctypes
 import gc
 import importlib.util
+import math
 import os
 import sys
 import sysconfig
@@ -24,7 +25,7 @@ import numpy as np
 import pytest
 
 import jointbert
-from jointbert import JointbertWarning, Refiner, Status
+from jointbert import JointbertWarning, Refiner, Status, device_arrays
 from jointbert.backends import Batch
 from jointbert.backends.cuda import CudaBackend, DeviceBatch, DeviceResult, load_module
 from jointbert.backends.graph_session import GraphSession
@@ -91,8 +92,12 @@ def gpu(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.
     monkeypatch.setattr(CudaBackend, "measured_sizes", ())  # the host is too slow for thousands of poses
     control.played_waits.restype = ctypes.c_long
     control.played_hold.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    control.played_of_the_host.argtypes = (ctypes.c_void_p,)
     yield control
     control.played_devices(*ONE_HOPPER)
+    control.played_of_the_host(None)
+    device_arrays._under_way.clear()
+    device_arrays._recorded.clear()
     control.played_fail(b"")
     load_module.cache_clear()
 
@@ -349,6 +354,15 @@ def test_arrays_of_cupy(few: np.ndarray, refine: Callable[..., Any], monkeypatch
     for name in ("ascontiguousarray", "asarray", "broadcast_to", "empty"):
         setattr(cupy, name, on_host_first(getattr(np, name)))
     cupy.cuda = SimpleNamespace(Device=Device, get_current_stream=lambda: SimpleNamespace(ptr=stream.stream))  # type: ignore[attr-defined]
+
+    def from_dlpack(array: DeviceArray) -> CuPyArray:
+        address, shape, _, _, _, _, owner = load_module().read_dlpack(array.__dlpack__(stream=stream.stream))
+        values = np.ctypeslib.as_array((ctypes.c_float * math.prod(shape)).from_address(address)).reshape(shape)
+        made = CuPyArray(values)
+        made.array, made.data.ptr, made.kept = values, address, owner  # type: ignore[attr-defined]
+        return made
+
+    cupy.from_dlpack = from_dlpack  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     # What the device writes goes to the array's own memory: no copy may stand between.
     monkeypatch.setattr(cupy, "ascontiguousarray", lambda x: x)
@@ -364,6 +378,19 @@ def test_arrays_of_cupy(few: np.ndarray, refine: Callable[..., Any], monkeypatch
     from_host = refine(CuPyArray(few), confidence=confidence, error_mm=error)
     load_module().synchronize(stream.stream, 0)
     np.testing.assert_array_equal(from_host.array, found.joints.array)
+    # Another library's, which its own stream has yet to write.
+    late = OnGpu(np.full((5, 14), np.nan, np.float32))
+    other = GraphSession({}, {"y": ((), "uint8")}, rows=1)
+    late.__cuda_array_interface__["stream"] = other.stream
+    said = np.tile(confidence, (5, 1)).astype(np.float32)
+    load_module().copy(late.array.ctypes.data, said.ctypes.data, said.nbytes, 0, other.stream)
+    of_both = refine(CuPyArray(few), confidence=late, error_mm=error)
+    ended: list[str] = []
+    weakref.finalize(late, ended.append, "late")
+    del late
+    assert not ended  # its library may write over it once nobody has it
+    load_module().synchronize(stream.stream, 0)
+    np.testing.assert_array_equal(of_both.array, found.joints.array)
 
 
 def test_a_library_of_the_array_api_gets_its_own_arrays(few: np.ndarray, refine: Callable[..., Any]) -> None:
@@ -427,7 +454,7 @@ def test_giving_memory_back_lets_python_go_on(gpu: ctypes.CDLL, module: ModuleTy
         assert flag.value == 1
 
 
-def test_memory_that_is_none(few: np.ndarray, refine: Callable[..., Any]) -> None:
+def test_memory_that_is_none(few: np.ndarray, gpu: ctypes.CDLL, refine: Callable[..., Any]) -> None:
     null, odd, foreign = OnGpu(np.ones((5, 14), np.float32)), OnGpu(np.ones((5, 14), np.float32)), OnGpu(few)
     null.__cuda_array_interface__["data"] = (0, False)
     odd.__cuda_array_interface__["data"] = (odd.array.ctypes.data + 1, False)
@@ -450,6 +477,13 @@ def test_memory_that_is_none(few: np.ndarray, refine: Callable[..., Any]) -> Non
         refine(OnGpu(few), error_mm=odd)
     with pytest.raises(TypeError, match="joints: got memory of DLPack's device type 10; expected CUDA's"):
         refine(foreign)
+    here = OnGpu(few)
+    gpu.played_of_the_host(here.array.ctypes.data)
+    with pytest.raises(ValueError, match="joints: the pointer is not a GPU's; pass NumPy arrays as they are"):
+        refine(here)
+    gpu.played_fail(b"cudaPointerGetAttributes")
+    with pytest.raises(TypeError, match=r"joints: .*cudaPointerGetAttributes: unknown error"):
+        refine(OnGpu(few))
 
 
 def test_each_array_is_asked_for_once(few: np.ndarray, module: ModuleType, refine: Callable[..., Any]) -> None:
@@ -929,6 +963,39 @@ def test_what_begins_within_a_capture_does_not_break_it(
     GraphSession({}, {"z": ((), "uint8")}, rows=1)
     gc.collect()
     assert gpu.played_end_elsewhere() == 0
+
+
+def test_a_graph_keeps_what_its_launches_need(few: np.ndarray, make: Callable[..., Refiner], gpu: ctypes.CDLL) -> None:
+    """Scratch and copies that the caller never sees; several calls in one capture, others between capture and replay."""
+    rng = np.random.default_rng(0)
+    maps, weight = rng.random((3, 14, 8, 8), dtype=np.float32), rng.random((14, 14 * 64), dtype=np.float32)
+    bias = np.arange(14, dtype=np.float32)
+    refiner = make(backend="cuda")
+    confidence = np.full((3, 14), 0.2)
+    expected = on_host(refiner(OnGpu(few[:3].astype(np.float32)), confidence=confidence, hand=["left", "right", "left"]))
+    session = GraphSession(
+        {"maps": ((14, 8, 8), "float32"), "joints": ((14, 3), "float32")},
+        {"depth": ((14,), "float32"), "refined": ((14, 3), "float32")},
+        rows=3,
+    )
+    head = (OnGpu(weight), OnGpu(bias))
+
+    def enqueue(batch: int) -> None:
+        depth = soft_argmax_depth(session.input("maps"), *head).depth
+        refined = refiner(session.input("joints"), confidence=confidence, hand=["left", "right", "left"])
+        for name, array in (("depth", depth), ("refined", refined)):
+            to = session.output(name)
+            load_module().copy(to.address, array.address, array.nbytes, 0, session.stream)
+
+    session.capture(enqueue, (3,))
+    for _ in range(3):
+        refiner(OnGpu(few))
+        load_module().synchronize(1, 0)
+    confidence[:] = 1
+    gc.collect()
+    found = session(maps=maps, joints=few[:3].astype(np.float32))
+    np.testing.assert_allclose(found["depth"], maps.reshape(3, -1).astype(float) @ weight.T.astype(float) + bias, rtol=1e-6)
+    np.testing.assert_array_equal(found["refined"], expected)
 
 
 def test_python_goes_on_during_a_replay(gpu: ctypes.CDLL) -> None:
