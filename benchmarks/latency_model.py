@@ -3,8 +3,8 @@
     python benchmarks/latency_model.py
 
 Counts (bytes, operations, instructions, barriers) are the kernels' own. Clock, processors, shared memory: NVIDIA's white paper
-on the H100. What mma.sync reaches of the tensor cores' rate, its latency, and that of the network between processors (180
-cycles) are of the order that Luo et al. measured (arXiv:2402.13499). All else are estimates and marked so. Where
+on the H100. All else are estimates. Those of mma.sync and of the network between processors (180 cycles) are meant to be of the
+order that microbenchmarks of Hopper report (Luo et al., arXiv:2402.13499), but were not compared with its tables. Where
 benchmarks/results holds a measurement, that is what counts, not this.
 """
 
@@ -29,8 +29,9 @@ class Processor:
     clusters: int = 16
     """Of 8 blocks at once, one a processor: two for each group of 16 to 18 processors."""
     mma_cycles: float = 1.6
-    """Between two m16n8k16 products: mma.sync reaches some 62 % of the tensor cores' rate."""
+    """Between two m16n8k16 products: mma.sync at some 62 % of the tensor cores' rate: an estimate."""
     mma_latency: int = 33
+    """An estimate."""
     warp_mma_cycles: int = 8
     """Between two of one warp: an estimate."""
     issue: int = 4
