@@ -15,6 +15,23 @@ from jointbert.weights import fingerprint, sequence_tensor_shapes, tensor_shapes
 DATA = Path(os.environ.get("JOINTBERT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run tests marked `full`, and others at their full sizes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(pytest.mark.skip(reason="only with --full"))
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether tests run at their full sizes (``pytest --full``)."""
+    return bool(request.config.getoption("--full"))
+
+
 @pytest.fixture(scope="session")
 def nyu_folder() -> Path:
     """The folder of published predictions; the test is skipped where it is missing."""
