@@ -107,7 +107,7 @@ def test_another_scale_or_view_does_no_harm(refiner: jointbert.Refiner, publishe
         assert after < before * 1.003
 
 
-def test_hidden_joints_beat_a_gaussian(refiner: jointbert.Refiner, published: Published) -> None:
+def test_masked_joints_beat_a_gaussian(refiner: jointbert.Refiner, published: Published) -> None:
     truth = published.groundtruth[VALIDATION]
     seen = hidden_patterns(len(truth), 4, seed=11)
     filled = refiner(truth, visible=seen.numpy())

@@ -122,8 +122,8 @@ def test_narrow_precision(files: Path, precision: str, heatmap: float) -> None:
     np.testing.assert_allclose(found.joints, expected.joints, atol=500 * heatmap)
 
 
-class PlayedGraphs:
-    """Graphs of torch on the host: a replay is the recorded work once more, into the same memory."""
+class EmulatedGraphs:
+    """CUDA graphs of torch, emulated on the host: a replay is the recorded work once more, into the same memory."""
 
     recorded, replayed, eager = 0, 0, 0
 
@@ -161,7 +161,7 @@ def test_one_graph_for_each_shape(files: Path, monkeypatch: pytest.MonkeyPatch) 
     """Recorded once behind a warm-up, replayed with what is given, forgotten when there are too many."""
     runtime = TorchEstimator(files / "linear.safetensors")
     expected = TorchEstimator(files / "linear.safetensors").run
-    played = PlayedGraphs(monkeypatch, runtime)
+    emulated = EmulatedGraphs(monkeypatch, runtime)
 
     def check(batch: int, shift: float) -> None:
         images, centres = scene(batch)
@@ -173,17 +173,17 @@ def test_one_graph_for_each_shape(files: Path, monkeypatch: pytest.MonkeyPatch) 
 
     for shift in (0, 5, 9):
         check(2, shift)
-    assert (played.recorded, played.replayed, played.eager) == (1, 3, 4)
+    assert (emulated.recorded, emulated.replayed, emulated.eager) == (1, 3, 4)
     for batch in (1, 3, 4, 5, 6, 7, 8):
         check(batch, 0)
     check(2, 3)  # was used last but seven: still there
-    assert (played.recorded, len(runtime._graphs)) == (8, 8)
+    assert (emulated.recorded, len(runtime._graphs)) == (8, 8)
     check(9, 0)
     check(1, 0)
-    assert (played.recorded, len(runtime._graphs)) == (10, 8)
+    assert (emulated.recorded, len(runtime._graphs)) == (10, 8)
     nothing = (torch.zeros(0, 1, 48, 64), torch.zeros(0, 3), torch.zeros(0, 4), torch.zeros(0, dtype=torch.bool))
     assert runtime.replay(*nothing).refined.shape == (0, 14, 3)
-    assert played.recorded == 10
+    assert emulated.recorded == 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
