@@ -21,7 +21,9 @@ import jointbert
 from jointbert import JOINT_NAMES, JointbertWarning, Refiner, Status
 from tests.support.refiners import BACKENDS, ArrayOnly
 
-relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+pytestmark = pytest.mark.sanitize
+
+relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

@@ -10,6 +10,8 @@ import pytest
 from jointbert import JOINT_NAMES, JointbertWarning, Refiner, Status
 from tests.support.refiners import BACKENDS, ArrayOnly
 
+pytestmark = pytest.mark.sanitize
+
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def refiner(request: pytest.FixtureRequest, random_weights: Path) -> Refiner:

@@ -34,6 +34,8 @@ from tests.support.native import (  # noqa: E402
     rows,
 )
 
+pytestmark = pytest.mark.sanitize
+
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 15, 16, 17, 100])
 def test_refines_like_the_reference(native: NativeBackend, reference: TorchBackend, tolerance_mm: float, count: int) -> None:

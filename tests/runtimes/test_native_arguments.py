@@ -17,6 +17,8 @@ from jointbert.weights import Weights
 torch = pytest.importorskip("torch")
 from tests.support.native import CANONICAL, ISAS, assert_same_bits, full_batch, random_weights  # noqa: E402
 
+pytestmark = pytest.mark.sanitize
+
 # Weights
 
 

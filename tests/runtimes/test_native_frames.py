@@ -18,6 +18,8 @@ torch = pytest.importorskip("torch")
 from jointbert.backends.torch import TorchBackend  # noqa: E402
 from tests.support.native import ISAS, assert_same_bits, hands, make_batch, random_weights, rows  # noqa: E402
 
+pytestmark = pytest.mark.sanitize
+
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_frames_that_are_no_hand_come_back_bit_for_bit(native: NativeBackend, reference: TorchBackend, dtype: type) -> None:
@@ -84,7 +86,7 @@ extreme = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(
     joints=arrays(np.float64, (3, 14, 3), elements=extreme, fill=st.floats(-100, 100)),
     visible=arrays(np.bool_, (3, 14)),

@@ -34,6 +34,8 @@ from tests.support.native_sequence import (  # noqa: E402
     stream_all,
 )
 
+pytestmark = pytest.mark.sanitize
+
 
 @pytest.fixture(params=ISAS)
 def native(request: pytest.FixtureRequest) -> _core.SequenceRefiner:

@@ -43,6 +43,8 @@ from tests.support.native_sequence import (  # noqa: E402
     tolerance_mm,
 )
 
+pytestmark = pytest.mark.sanitize
+
 
 @pytest.fixture(params=ISAS)
 def native(request: pytest.FixtureRequest) -> _core.SequenceRefiner:

@@ -28,6 +28,8 @@ from tests.support.native_sequence import (  # noqa: E402
     stream_all,
 )
 
+pytestmark = pytest.mark.sanitize
+
 # Weights
 
 

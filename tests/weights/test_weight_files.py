@@ -13,6 +13,8 @@ import jointbert
 from jointbert import Refiner
 from tests.support.refiners import BACKENDS
 
+pytestmark = pytest.mark.sanitize
+
 
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
