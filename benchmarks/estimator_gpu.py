@@ -39,10 +39,10 @@ def main(
     if not torch.cuda.is_available():
         typer.echo("Error: torch finds no GPU", err=True)
         raise typer.Exit(2)
-    from jointbert.backends.cuda import load_module
+    from jointbert.cuda.module import load_module
 
     try:
-        from jointbert.backends.torch_estimator import TorchEstimator
+        from jointbert.estimator.torch_runtime import TorchEstimator
         from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
     except ImportError as error:
         typer.echo(f"Error: the estimator needs torchvision ({error})", err=True)

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 import jointbert
 from jointbert.bench import cpu_name, interleaved, pin
 from jointbert.camera import NYU
-from jointbert.estimate import Estimator
+from jointbert.estimator import Estimator
 
 
 def main(

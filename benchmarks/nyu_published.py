@@ -25,8 +25,8 @@ if __name__ == "__main__":  # a script in a checkout: the repository's root is w
 
 import jointbert
 from benchmarks.baselines import BASELINES
+from jointbert import JOINT_NAMES
 from jointbert.evaluation.metrics import FITTED, NYU_RANGES, SELECTED, acceleration_error, relative_gain
-from jointbert.skeleton import JOINT_NAMES
 from training.data.nyu import Published, read_published
 from training.validation import hidden_patterns
 

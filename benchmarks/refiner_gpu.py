@@ -32,9 +32,9 @@ def main(
 
     from benchmarks import gpu
     from jointbert import Refiner, load_demo
-    from jointbert.backends.cuda import CudaBackend, DeviceBatch, DeviceResult
-    from jointbert.device_arrays import read
+    from jointbert.cuda.arrays import read
     from jointbert.models.refiner import JointRefiner
+    from jointbert.runtimes.cuda import CudaBackend, DeviceBatch, DeviceResult
     from jointbert.weights import load_weights
 
     if not torch.cuda.is_available():

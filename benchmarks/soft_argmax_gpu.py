@@ -29,7 +29,7 @@ def main(
     import torch
 
     from benchmarks import gpu
-    from jointbert.backends.cuda import load_module
+    from jointbert.cuda.module import load_module
     from jointbert.models import operators
     from jointbert.models.heatmap import soft_argmax
 

@@ -5,29 +5,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jointbert import skeleton
+from jointbert.skeletons import NYU14
 
 
 def test_the_canonical_order_is_that_of_the_published_files() -> None:
     # Index in NYU's 36 joints, as the published evaluation uses them.
-    assert skeleton.NYU36_INDICES == (0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 27, 30, 31, 32)
-    assert len(skeleton.JOINT_NAMES) == len(set(skeleton.JOINT_NAMES)) == 14
-    assert skeleton.JOINT_NAMES[8:] == ("thumb_tip", "thumb_mid", "thumb_base", "wrist_side_a", "wrist_side_b", "palm")
+    assert NYU14.indices["nyu36"] == (0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 27, 30, 31, 32)
+    assert len(NYU14.names) == len(set(NYU14.names)) == 14
+    assert NYU14.names[8:] == ("thumb_tip", "thumb_mid", "thumb_base", "wrist_side_a", "wrist_side_b", "palm")
 
 
 def test_fingers_and_palm_cover_each_joint_once() -> None:
-    joints = [j for finger in skeleton.FINGERS.values() for j in finger] + list(skeleton.PALM)
+    joints = [j for finger in NYU14.fingers.values() for j in finger] + list(NYU14.palm)
     assert sorted(joints) == list(range(14))
 
 
-@given(st.permutations(skeleton.JOINT_NAMES))
+@given(st.permutations(NYU14.names))
 def test_resolve_order_finds_each_name(names: list[str]) -> None:
-    permutation = skeleton.resolve_order(names)
-    assert [names[i] for i in permutation] == list(skeleton.JOINT_NAMES)
+    permutation = NYU14.resolve_order(names)
+    assert [names[i] for i in permutation] == list(NYU14.names)
 
 
 def test_palm_first_is_the_canonical_order_reversed() -> None:
-    np.testing.assert_array_equal(skeleton.resolve_order("palm_first"), np.arange(14)[::-1])
+    np.testing.assert_array_equal(NYU14.resolve_order("palm_first"), np.arange(14)[::-1])
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_palm_first_is_the_canonical_order_reversed() -> None:
         ("nyu21", ValueError, "'nyu21'"),
         (["palm"], ValueError, "exactly once"),
         (["palm"] * 14, ValueError, "exactly once"),
-        (["nose", *skeleton.JOINT_NAMES[1:]], ValueError, "'nose'"),
+        (["nose", *NYU14.names[1:]], ValueError, "'nose'"),
         ([*range(14)], TypeError, "int"),
         (7, TypeError, "int"),
         (None, TypeError, "NoneType"),
@@ -44,4 +44,4 @@ def test_palm_first_is_the_canonical_order_reversed() -> None:
 )
 def test_bad_orders_are_named(order: object, kind: type[Exception], part: str) -> None:
     with pytest.raises(kind, match=rf"^order: .*{part}"):
-        skeleton.resolve_order(order)  # type: ignore[arg-type]
+        NYU14.resolve_order(order)  # type: ignore[arg-type]

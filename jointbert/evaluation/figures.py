@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jointbert.skeleton import JOINT_NAMES, PALM_SIDES
+from jointbert.skeletons import NYU14, Skeleton
 
-_CHAINS = ((0, 1, 13), (2, 3, 13), (4, 5, 13), (6, 7, 13), (8, 9, 10, 13))
+JOINT_NAMES = NYU14.names
 _FINGER_COLOURS = ("#4c78a8", "#59a14f", "#edc948", "#f28e2b", "#e15759")
 
 
@@ -26,18 +26,24 @@ def _pyplot() -> Any:
 
 
 def draw_hand(
-    axes: Any, joints: np.ndarray, dims: tuple[int, int] = (0, 1), colour: str | None = None, width: float = 7, layer: int = 3
+    axes: Any,
+    joints: np.ndarray,
+    dims: tuple[int, int] = (0, 1),
+    colour: str | None = None,
+    width: float = 7,
+    layer: int = 3,
+    skeleton: Skeleton = NYU14,
 ) -> None:
-    """Draws ``(14, 3)`` joints as rounded bones over the palm's triangle, far ones first.
+    """Draws ``(J, 3)`` joints of a skeleton as rounded bones over the palm, far ones first.
 
     Args:
         axes: matplotlib axes. dims: which two coordinates to show. colour: one for all; ``None``: one a finger.
         width: of the bones, points. layer: hands of a higher one hide those of a lower.
     """
     depth_axis = ({0, 1, 2} - set(dims)).pop()
-    triangle = joints[[PALM_SIDES[0][0], PALM_SIDES[0][1], 13]][:, dims]
+    triangle = joints[list(skeleton.palm)][:, dims]
     axes.fill(*triangle.T, color=colour or "#b9a394", alpha=0.35, lw=0)
-    for chain, finger in zip(_CHAINS, _FINGER_COLOURS, strict=True):
+    for chain, finger in zip(skeleton.chains, _FINGER_COLOURS, strict=True):
         order = float(joints[list(chain), depth_axis].mean())
         x, y = joints[list(chain)][:, dims].T
         axes.plot(

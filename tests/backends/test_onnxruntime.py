@@ -65,7 +65,7 @@ print(refiner, refiner(jointbert.load_demo().predictions[:2]).shape)
 
 def test_pieces_are_the_whole(exported: Path, poses: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Refiner(exported)(poses[:50])
-    monkeypatch.setattr("jointbert.backends.onnxruntime.CHUNK", 7)
+    monkeypatch.setattr("jointbert.runtimes.onnxruntime.CHUNK", 7)
     np.testing.assert_allclose(Refiner(exported)(poses[:50]), expected, atol=1e-3)
 
 

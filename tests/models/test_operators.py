@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jointbert.checks import JointbertWarning  # noqa: E402
+from jointbert.contract import JointbertWarning  # noqa: E402
 from jointbert.models import operators  # noqa: E402
 from jointbert.models.heatmap import soft_argmax  # noqa: E402
 
