@@ -18,7 +18,7 @@ from jointbert.inputs.arguments import UNITS_MM, check_flag, check_hand, check_t
 from jointbert.inputs.poses import PoseOptions, PreparedPoses, RefineOptions, prepare
 from jointbert.inputs.report import report
 from jointbert.runtimes import candidates, choose_precision, load, load_any, refusal
-from jointbert.runtimes.registry import Capability, file_kind
+from jointbert.runtimes.registry import Capability
 from jointbert.skeletons import NYU14
 from jointbert.stream import Refined, Stream
 from jointbert.weights import find_weights, load_sequence_weights
@@ -54,8 +54,7 @@ class Refiner:
     ) -> None:
         threads = check_threads(threads)
         self._arguments = (weights, backend, threads, precision)
-        self._kind = file_kind(find_weights(weights))
-        self._specs = candidates(backend, self._kind)
+        self._specs = candidates(backend, find_weights(weights))
         self._precision = choose_precision(precision, self._specs)
         self._weights = load_any(weights)
         self._backends: dict[str, Backend] = {}

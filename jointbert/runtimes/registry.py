@@ -153,8 +153,8 @@ def runtime(name: str) -> RuntimeSpec:
     raise ValueError(f"backend: got {name!r}; expected 'auto' or one of {_words(BACKENDS)}")
 
 
-def candidates(backend: str, suffix: str) -> dict[str, RuntimeSpec]:
-    """For arrays on the ``cpu`` and on the ``gpu``, the runtime that ``backend`` means for weight files of a suffix.
+def candidates(backend: str, weights: Path) -> dict[str, RuntimeSpec]:
+    """For arrays on the ``cpu`` and on the ``gpu``, the runtime that ``backend`` means for a weight file.
 
     ``auto`` is the first that runs such files and takes such arrays in their place.
 
@@ -163,11 +163,17 @@ def candidates(backend: str, suffix: str) -> dict[str, RuntimeSpec]:
     """
     if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend: got {backend!r}; expected 'auto' or one of {_words(BACKENDS)}")
-    able = [spec for spec in RUNTIMES if suffix in spec.suffixes]
+    kind = file_kind(weights)
+    able = [spec for spec in RUNTIMES if kind in spec.suffixes]
     if backend != "auto":
         spec = runtime(backend)
         if spec not in able:
-            raise ValueError(_cannot_run(spec, suffix, able))
+            names, own = _words(("auto", *(other.name for other in able)), " or "), " or ".join(spec.suffixes)
+            hint = " (jointbert export writes one)" if ".onnx" in spec.suffixes else ""
+            raise ValueError(
+                f"backend: {backend!r} can't run {str(weights)!r}; expected {names} for a {kind} file, or weights as "
+                f"{own}{hint}"
+            )
         able = [spec]
     found = {}
     for place in ("cpu", "gpu"):
@@ -176,13 +182,6 @@ def candidates(backend: str, suffix: str) -> dict[str, RuntimeSpec]:
         if fitting:
             found[place] = fitting[0]
     return found
-
-
-def _cannot_run(spec: RuntimeSpec, suffix: str, able: list[RuntimeSpec]) -> str:
-    names = _words(("auto", *(other.name for other in able)), " or ")
-    own = " or ".join(spec.suffixes)
-    hint = ": write one by jointbert export, and give it as weights" if ".onnx" in spec.suffixes else ""
-    return f"backend: {spec.name!r} runs {own} files{hint}; a {suffix} file is for {names}"
 
 
 def choose_precision(precision: str, specs: dict[str, RuntimeSpec]) -> str:
