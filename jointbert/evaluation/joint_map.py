@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jointbert.evaluation.figures import _pyplot
-from jointbert.skeleton import BONES, FINGERS, JOINT_NAMES, PALM
+from jointbert.evaluation.figures import pyplot_without_display
+from jointbert.skeletons import NYU14
 
 KNUCKLES_MM = np.array([[-33.0, -30, 0], [-14, -34, 0], [3, -33, 0], [21, -31, 0], [22, 46, 0]])
 """Where pinky, ring, middle, index (knuckles) and thumb (saddle joint) begin; the protocol does not have these."""
@@ -77,7 +77,7 @@ def save_joint_map(path: str | Path) -> None:
     """
     figure = joint_map_figure()
     figure.savefig(path, dpi=110)
-    _pyplot().close(figure)
+    pyplot_without_display().close(figure)
 
 
 def joint_map_figure() -> Any:
@@ -86,12 +86,12 @@ def joint_map_figure() -> Any:
     Raises:
         ImportError: as there.
     """
-    plt = _pyplot()
+    plt = pyplot_without_display()
     figure, axes = plt.subplots(figsize=(10, 7.6), constrained_layout=True)
     _draw_skin(axes)
     _draw_other_joints(axes)
-    axes.fill(*POSE_MM[list(PALM), :2].T, color=_PALM_COLOUR, alpha=0.18, lw=0, zorder=4)
-    for a, b in BONES:
+    axes.fill(*POSE_MM[list(NYU14.palm), :2].T, color=_PALM_COLOUR, alpha=0.18, lw=0, zorder=4)
+    for a, b in NYU14.bones:
         axes.plot(*POSE_MM[[a, b], :2].T, color=_colour(a), lw=2.6, solid_capstyle="round", zorder=5)
     for joint, label in enumerate(_LABELS):
         _draw_joint(axes, joint, label)
@@ -112,7 +112,7 @@ def joint_map_figure() -> Any:
 
 
 def _colour(joint: int) -> str:
-    return next((_COLOURS[finger] for finger, joints in FINGERS.items() if joint in joints), _PALM_COLOUR)
+    return next((_COLOURS[finger] for finger, joints in NYU14.fingers.items() if joint in joints), _PALM_COLOUR)
 
 
 def _draw_joint(axes: Any, joint: int, label: _Label) -> None:
@@ -136,7 +136,7 @@ def _draw_joint(axes: Any, joint: int, label: _Label) -> None:
     )
     where = {"x": label.side * (_MARGIN_MM - 7), "ha": "left" if label.side > 0 else "right"}
     axes.text(
-        y=label.height - 0.5, s=JOINT_NAMES[joint], va="bottom", fontsize=11, weight="bold", color=_colour(joint), **where
+        y=label.height - 0.5, s=NYU14.names[joint], va="bottom", fontsize=11, weight="bold", color=_colour(joint), **where
     )
     axes.text(y=label.height + 1.5, s=label.caption, va="top", fontsize=8.5, color="#666666", **where)
 
@@ -145,11 +145,11 @@ def _draw_skin(axes: Any) -> None:
     """The hand's outline: where the smooth union of capsules about the bones ends."""
     capsules = []
     for (finger, widths), root in zip(_WIDTHS_MM.items(), KNUCKLES_MM, strict=False):
-        chain = [root, *POSE_MM[list(FINGERS[finger])[::-1]]]
+        chain = [root, *POSE_MM[list(NYU14.fingers[finger])[::-1]]]
         capsules += [(chain[i], chain[i + 1], widths[i], widths[i + 1]) for i in range(2)]
-    thumb = [KNUCKLES_MM[4], *POSE_MM[list(FINGERS["thumb"])[::-1]]]
+    thumb = [KNUCKLES_MM[4], *POSE_MM[list(NYU14.fingers["thumb"])[::-1]]]
     capsules += [(thumb[i], thumb[i + 1], _THUMB_WIDTHS_MM[i], _THUMB_WIDTHS_MM[i + 1]) for i in range(3)]
-    sides = POSE_MM[list(PALM[:2])]
+    sides = POSE_MM[list(NYU14.palm[:2])]
     capsules += [(knuckle, sides[int(i > 1)], 11.0, 12.0) for i, knuckle in enumerate(KNUCKLES_MM[:4])]
     capsules += [(KNUCKLES_MM[i], KNUCKLES_MM[i + 1], 11.0, 11.0) for i in range(3)]
     capsules += [(KNUCKLES_MM[3], KNUCKLES_MM[4], 10.0, 14.0), (KNUCKLES_MM[4], sides[1], 14.0, 12.0)]

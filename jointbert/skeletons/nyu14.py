@@ -7,20 +7,20 @@ from jointbert.skeletons.skeleton import PalmFrame, Skeleton
 
 # Each joint: its name, its parent's index, where it lies.
 _JOINTS = (
-    ("pinky_tip", 1, "Tip of the little finger: the end of its distal phalanx."),
-    ("pinky_mid", 13, "Middle of the little finger: near its proximal interphalangeal joint."),
-    ("ring_tip", 3, "Tip of the ring finger: the end of its distal phalanx."),
-    ("ring_mid", 13, "Middle of the ring finger: near its proximal interphalangeal joint."),
-    ("middle_tip", 5, "Tip of the middle finger: the end of its distal phalanx."),
-    ("middle_mid", 13, "Middle of the middle finger: near its proximal interphalangeal joint."),
-    ("index_tip", 7, "Tip of the index finger: the end of its distal phalanx."),
-    ("index_mid", 13, "Middle of the index finger: near its proximal interphalangeal joint."),
-    ("thumb_tip", 9, "Tip of the thumb: the end of its distal phalanx."),
-    ("thumb_mid", 10, "Middle of the thumb: its interphalangeal joint."),
-    ("thumb_base", 13, "Base of the thumb: near its carpometacarpal joint."),
-    ("wrist_side_a", 13, "One side of the wrist."),
-    ("wrist_side_b", 13, "The other side of the wrist."),
-    ("palm", -1, "Centre of the palm."),
+    ("pinky_tip", 1, "Tip of the little finger: end of its distal phalanx."),
+    ("pinky_mid", 13, "PIP joint of the little finger: proximal end of its middle phalanx."),
+    ("ring_tip", 3, "Tip of the ring finger: end of its distal phalanx."),
+    ("ring_mid", 13, "PIP joint of the ring finger: proximal end of its middle phalanx."),
+    ("middle_tip", 5, "Tip of the middle finger: end of its distal phalanx."),
+    ("middle_mid", 13, "PIP joint of the middle finger: proximal end of its middle phalanx."),
+    ("index_tip", 7, "Tip of the index finger: end of its distal phalanx."),
+    ("index_mid", 13, "PIP joint of the index finger: proximal end of its middle phalanx."),
+    ("thumb_tip", 9, "Tip of the thumb: end of its distal phalanx."),
+    ("thumb_mid", 10, "IP joint of the thumb: proximal end of its distal phalanx."),
+    ("thumb_base", 13, "Near the thumb's MCP joint: proximal end of its proximal phalanx."),
+    ("wrist_side_a", 13, "The little finger's side of the wrist (ulnar), inside the outline."),
+    ("wrist_side_b", 13, "The thumb's side of the wrist (radial), inside the outline."),
+    ("palm", -1, "Centre of the palm, near the middle of the middle finger's metacarpal bone."),
 )
 _NAMES = tuple(name for name, _, _ in _JOINTS)
 _FINGER_BONES = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (9, 10))

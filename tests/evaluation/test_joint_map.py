@@ -11,14 +11,14 @@ pyplot = pytest.importorskip("matplotlib.pyplot")
 image = pytest.importorskip("PIL.Image")
 
 from jointbert.evaluation.joint_map import KNUCKLES_MM, POSE_MM, joint_map_figure, save_joint_map  # noqa: E402
-from jointbert.skeleton import BONES, JOINT_NAMES  # noqa: E402
+from jointbert.skeletons import NYU14  # noqa: E402
 
 
 def test_every_joint_is_numbered_and_named() -> None:
     figure = joint_map_figure()
     shown = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
     pyplot.close(figure)
-    assert set(JOINT_NAMES) < shown.keys()
+    assert set(NYU14.names) < shown.keys()
     for joint, pose in enumerate(POSE_MM):
         assert shown[str(joint)] == tuple(pose[:2])
 
@@ -27,7 +27,7 @@ def test_every_bone_is_drawn() -> None:
     figure = joint_map_figure()
     lines = [line.get_xydata() for line in figure.axes[0].lines]
     pyplot.close(figure)
-    for a, b in BONES:
+    for a, b in NYU14.bones:
         assert any(np.array_equal(line, POSE_MM[[a, b], :2]) for line in lines)
 
 

@@ -100,9 +100,7 @@ def test_a_new_spec_is_all_that_a_new_runtime_needs(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_unknown_backend_is_named() -> None:
-    with pytest.raises(
-        ValueError, match=r"^backend: got 'gpu'; expected 'auto' or one of 'native', 'cuda', 'onnx"
-    ):
+    with pytest.raises(ValueError, match=r"^backend: got 'gpu'; expected 'auto' or one of 'native', 'cuda', 'onnx"):
         Refiner(backend="gpu")
     with pytest.raises(ValueError, match="backend: got 'gpu'"):
         runtimes.runtime("gpu")
