@@ -40,7 +40,7 @@ def pin(threads: int) -> list[int]:
 
 
 def interleaved(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, np.ndarray]:
-    """Times each call in turn, again and again, for about ``seconds``; microseconds."""
+    """Times each call in turn, repeatedly, for about ``seconds``; microseconds."""
     for call in calls.values():
         end = time.perf_counter() + 0.3
         while time.perf_counter() < end:

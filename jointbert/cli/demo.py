@@ -31,9 +31,9 @@ def command(
         refiner = Refiner(backend=backend)
         refined = refiner(sample.predictions)
         confident = refiner(sample.predictions, confidence=sample.confidence)
-        hidden = sample.predictions.copy()
-        hidden[:, 4:6] = np.nan
-        filled = refiner(hidden)
+        masked = sample.predictions.copy()
+        masked[:, 4:6] = np.nan
+        filled = refiner(masked)
 
         def errors(joints: np.ndarray) -> np.ndarray:
             return np.asarray(np.linalg.norm(joints - sample.groundtruth, axis=-1))
@@ -47,7 +47,7 @@ def command(
         ):
             gain = "" if label == "predicted" else f"{100 * relative_gain(before.mean(), value):+8.1f} %"
             typer.echo(f"  {label:42s}{value:8.2f}{gain}")
-        typer.echo(f"  {'middle finger, hidden (it moves at random)':42s}{errors(filled)[:, 4:6].mean():8.2f}")
+        typer.echo(f"  {'middle finger, masked (it moves at random)':42s}{errors(filled)[:, 4:6].mean():8.2f}")
         if picture is not None:
             from jointbert.evaluation.figures import before_after
 
