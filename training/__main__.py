@@ -279,7 +279,7 @@ def render_hands(
         Path | None, typer.Option(help="Write one hand as NYU's camera would see it: a PNG of 16 bits, mm.", dir_okay=False)
     ] = None,
 ) -> None:
-    """Draws rendered hands with their joints, hidden ones hollow, and says how many images a second there are on one thread."""
+    """Draws rendered hands with their joints (occluded joints hollow) and prints the rendering speed on one thread."""
     from training.render_hands import draw, write_depth
 
     with one_sentence():

@@ -16,7 +16,7 @@ from jointbert.models.sequence import SequenceConfig
 from training.data.clips import ClipConfig
 from training.data.images import RenderConfig
 from training.data.nyu_images import Augmentation
-from training.data.stream import DataConfig
+from training.data.sampler import DataConfig
 
 T = TypeVar("T")
 

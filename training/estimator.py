@@ -18,7 +18,7 @@ from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
 from jointbert.models.regression import AdaptiveWeighting
 from training import losses
 from training.config import EstimatorExperiment, ImageDataConfig
-from training.data.batches import Batch, Endless, ImageSet, OneByOne, Shuffled, rendered_set
+from training.data.batches import Endless, ImageBatch, ImageSet, OneByOne, Shuffled, rendered_set
 from training.data.feature_cache import FeatureCache
 from training.data.images import HandImages, RenderedHands
 from training.data.nyu_images import NyuImages
@@ -57,16 +57,16 @@ class EstimatorTraining(Training[HandPoseEstimator]):
         self.validation = validation
 
     def compile_model(self) -> None:
-        self.model.top_down.compile()
+        self.model.neck.compile()
         self.model.hourglass.compile()
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: ImageBatch, _: int) -> Tensor:
         terms = self.terms(batch)
         for name, value in terms.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss")
         return terms["loss"]
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
+    def terms(self, batch: ImageBatch) -> dict[str, Tensor]:
         """The losses of a batch by name; ``loss`` is their weighted sum (eq. 4.5)."""
         config, images, model = self.experiment.loss, batch.images, self.model
         maps = model.encode(images.crops) if batch.maps is None else list(batch.maps)
@@ -110,7 +110,7 @@ class EstimatorTraining(Training[HandPoseEstimator]):
                 self.log(f"val/{name}_mm", errors.mean(), prog_bar=True, sync_dist=True)
                 if not found.visible.all():
                     self.log(f"val/{name}_visible_mm", errors[found.visible].mean(), sync_dist=True)
-                    self.log(f"val/{name}_hidden_mm", errors[~found.visible].mean(), sync_dist=True)
+                    self.log(f"val/{name}_occluded_mm", errors[~found.visible].mean(), sync_dist=True)
             score = -found.after.mean()
         else:
             score = -found.heatmaps
@@ -121,13 +121,13 @@ class EstimatorTraining(Training[HandPoseEstimator]):
     def settle(self) -> None:
         """Batch norm's statistics of the weights to use, of which the running ones are not: while weights move fast, or are an
         average, those are other networks'. The same batches in every process."""
-        stream = self.trainer.datamodule.stream  # type: ignore[attr-defined]
-        own, stream.offset = stream.offset, self.trainer.current_epoch * self.trainer.world_size * stream.length
+        sampler = self.trainer.datamodule.sampler  # type: ignore[attr-defined]
+        own, sampler.offset = sampler.offset, self.trainer.current_epoch * self.trainer.world_size * sampler.length
         try:
-            batches = (stream[i] for i in range(min(SETTLING_BATCHES, stream.length)))
+            batches = (sampler[i] for i in range(min(SETTLING_BATCHES, sampler.length)))
             estimate_statistics(self.best_model, (self.transfer_batch_to_device(b, self.device, 0) for b in batches))
         finally:
-            stream.offset = own
+            sampler.offset = own
 
     @torch.inference_mode()
     def draw(self) -> None:
@@ -164,7 +164,7 @@ def prepare(model: HandPoseEstimator, stage: Stage) -> None:
             "the encoder's weights are random, and it is frozen: name ImageNet weights (--encoder imagenet, or a file), or "
             "pre-train it on rendered hands first (pretrain-encoder)"
         )
-    model.top_down.requires_grad_(True)
+    model.neck.requires_grad_(True)
     model.hourglass.requires_grad_(True)
     if isinstance(model.regression, AdaptiveWeighting):
         model.regression.requires_grad_(True)
@@ -176,7 +176,7 @@ def prepare(model: HandPoseEstimator, stage: Stage) -> None:
 
 
 @torch.no_grad()
-def estimate_statistics(model: HandPoseEstimator, batches: Iterable[Batch]) -> None:
+def estimate_statistics(model: HandPoseEstimator, batches: Iterable[ImageBatch]) -> None:
     """Batch norm's mean and variance as the mean over batches, at least one, of every such layer that is not frozen."""
     was_training = model.training
     model.train()
@@ -304,10 +304,10 @@ def train(
         images = FeatureCache(cache, model, images_id)
     if images is None:
         options = (experiment.model.size, experiment.model.cube_mm, trainer.batch_size, trainer.steps_per_epoch)
-        stream: Endless | Shuffled = Endless(RenderedHands(experiment.data.render, *options, experiment.seed))
+        sampler: Endless | Shuffled = Endless(RenderedHands(experiment.data.render, *options, experiment.seed))
     else:
-        stream = Shuffled(images, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
-    best = fit(module, stream, out, resume, processes)
+        sampler = Shuffled(images, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
+    best = fit(module, sampler, out, resume, processes)
     if module.global_rank == 0:
         export_estimator(best, out / "estimator.safetensors")
     return best
@@ -336,7 +336,7 @@ def export_estimator(checkpoint: Path, out: Path) -> None:
 def hourglass_parts(model: HandPoseEstimator) -> tuple[str, ...]:
     """What pre-training the hourglass trains: of an AWR head, its directions, too."""
     awr = isinstance(model.regression, AdaptiveWeighting)
-    return ("top_down", "hourglass", "regression") if awr else ("top_down", "hourglass")
+    return ("neck", "hourglass", "regression") if awr else ("neck", "hourglass")
 
 
 def load_parts(model: HandPoseEstimator, path: Path, parts: tuple[str, ...]) -> None:

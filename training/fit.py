@@ -74,7 +74,7 @@ class Training(L.LightningModule, Generic[Model]):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class Stream(Protocol):
+class Sampler(Protocol):
     """Batches by index, from ``offset`` on."""
 
     offset: int
@@ -83,26 +83,26 @@ class Stream(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
-class StreamData(L.LightningDataModule):
-    """A stream of batches, a new stretch of it each epoch."""
+class SamplerData(L.LightningDataModule):
+    """A sampler of batches, a new stretch of it each epoch."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, sampler: Sampler) -> None:
         super().__init__()
-        self.stream = stream
+        self.sampler = sampler
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
         # Each process has a stretch of its own.
         stretch = self.trainer.current_epoch * self.trainer.world_size + self.trainer.global_rank
-        self.stream.offset = stretch * self.stream.length
-        assert isinstance(self.stream, Dataset)
-        return DataLoader(self.stream, batch_size=None, shuffle=False)
+        self.sampler.offset = stretch * self.sampler.length
+        assert isinstance(self.sampler, Dataset)
+        return DataLoader(self.sampler, batch_size=None, shuffle=False)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(torch.zeros(1, 1))  # type: ignore[arg-type]  # one step: the whole validation set
 
 
-def fit(module: Training[Any], stream: Stream, out: Path, resume: bool, processes: int = 1) -> Path:
+def fit(module: Training[Any], sampler: Sampler, out: Path, resume: bool, processes: int = 1) -> Path:
     """Trains, or goes on; returns the best checkpoint by validation score. ``processes`` of this machine share each step (DDP);
     under ``torchrun``, those that it started.
 
@@ -142,7 +142,7 @@ def fit(module: Training[Any], stream: Stream, out: Path, resume: bool, processe
         num_sanity_val_steps=0,
     )
     # The checkpoint is our own, with plain numbers and tensors only.
-    trainer.fit(module, StreamData(stream), ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    trainer.fit(module, SamplerData(sampler), ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     return Path(best.best_model_path or last)
 
 

@@ -24,7 +24,7 @@ def likelihood(
     observed: Tensor,
     counted: Tensor,
     still: Tensor | None = None,
-    hidden_weight: float = 0.5,
+    masked_weight: float = 0.5,
     floor_mm: float = 8.0,
 ) -> Tensor:
     """Euclidean error relative to what was wrong before, plus the likelihood of that error under the predicted sigma.
@@ -35,7 +35,7 @@ def likelihood(
     it does not move the joints.
 
     Args:
-        output: ``(B, 14, 4)``. target: ``(B, 14, 3)``. observed: ``(B, 14)``; masked joints weigh ``hidden_weight``.
+        output: ``(B, 14, 4)``. target: ``(B, 14, 3)``. observed: ``(B, 14)``; masked joints weigh ``masked_weight``.
         counted: ``(B,)``; the first term is that of these poses alone.
         still: ``(B,)``; it is of these, too, and their joints should not move, whatever sigma's target.
     """
@@ -43,7 +43,7 @@ def likelihood(
     error = ((output[..., :3] - target).square().sum(-1) + 1e-6).sqrt()  # smooth within 0.1 mm
     before = (target.norm(dim=-1) * observed).sum(1, keepdim=True) / observed.sum(1, keepdim=True)
     still = torch.zeros_like(counted) if still is None else still
-    weight = torch.where(observed, 1.0, hidden_weight) * (counted | still).unsqueeze(1)
+    weight = torch.where(observed, 1.0, masked_weight) * (counted | still).unsqueeze(1)
     moved = (output[..., :3].square().sum(-1) + 1e-6).sqrt()
     accuracy = (weight * torch.where(still.unsqueeze(1), moved, error) / (before + floor_mm / SCALE_MM)).mean()
     log_sigma = output[..., 3].clamp(*LOG_SIGMA_RANGE)

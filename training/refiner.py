@@ -16,9 +16,9 @@ from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
 from training import losses
 from training.config import Experiment
 from training.data.nyu import TRAINING, VALIDATION, Published, read_published
-from training.data.stream import PoseStream, TrainingBatch, again
+from training.data.sampler import PoseSampler, TrainingBatch, again
 from training.fit import Training, describe, fit, read_checkpoint
-from training.validation import GAINS, fill_error, gains, gaussian_fill_error, hidden_patterns
+from training.validation import GAINS, fill_error, gains, gaussian_fill_error, masked_patterns
 
 
 class RefinerTraining(Training[JointRefiner]):
@@ -49,7 +49,7 @@ class RefinerTraining(Training[JointRefiner]):
             observed = batch.observed[batch.counted]
             self.log("train/error_mm", error[observed].mean(), prog_bar=True)
             self.log("train/gain", 1 - error[observed].mean() / before[observed].mean())
-            self.log("train/hidden_mm", error[~observed].mean())
+            self.log("train/masked_mm", error[~observed].mean())
         return loss
 
     def setup(self, stage: str) -> None:
@@ -58,8 +58,8 @@ class RefinerTraining(Training[JointRefiner]):
         stride = config.trainer.validation_stride
         self.subject1 = published.frames(slice(TRAINING.start, TRAINING.stop, 4 * stride))
         self.subject2 = published.frames(slice(VALIDATION.start, VALIDATION.stop, stride))
-        self.hidden = hidden_patterns(len(self.subject2.groundtruth), 4)
-        self.gaussian_mm = gaussian_fill_error(published.groundtruth[TRAINING], self.subject2.groundtruth, self.hidden)
+        self.masked = masked_patterns(len(self.subject2.groundtruth), 4)
+        self.gaussian_mm = gaussian_fill_error(published.groundtruth[TRAINING], self.subject2.groundtruth, self.masked)
 
     def on_train_epoch_start(self) -> None:
         self.best_model.observed_gain.fill_(1.0)
@@ -76,8 +76,8 @@ class RefinerTraining(Training[JointRefiner]):
         self.log("val/worst", after.worst, prog_bar=True)
         self.log("val/subject1_gain", training.mean, prog_bar=True)
         self.log("val/subject1_worst", training.worst)
-        self.log("val/hidden4_mm", fill_error(model, self.subject2.groundtruth, self.hidden), prog_bar=True)
-        self.log("val/hidden4_gaussian_mm", self.gaussian_mm)
+        self.log("val/masked4_mm", fill_error(model, self.subject2.groundtruth, self.masked), prog_bar=True)
+        self.log("val/masked4_gaussian_mm", self.gaussian_mm)
         model.observed_gain.fill_(factor)  # for the checkpoint, which is written next
 
 
@@ -86,8 +86,8 @@ def pretrain(experiment: Experiment, out: Path, resume: bool, threads: int) -> P
     torch.set_num_threads(threads)
     L.seed_everything(experiment.seed)
     trainer = experiment.trainer
-    stream = PoseStream(experiment.data, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
-    return fit(RefinerTraining(experiment), stream, out, resume)
+    sampler = PoseSampler(experiment.data, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
+    return fit(RefinerTraining(experiment), sampler, out, resume)
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[JointRefiner, dict[str, Any]]:

@@ -24,11 +24,11 @@ def draw(path: Path, seed: int) -> float:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    stream = RenderedHands(RenderConfig(), SIZE, 300.0, ROWS * COLUMNS, 11, seed)
-    batch = stream[0]
+    sampler = RenderedHands(RenderConfig(), SIZE, 300.0, ROWS * COLUMNS, 11, seed)
+    batch = sampler[0]
     begin = time.process_time()
-    for i in range(1, len(stream)):
-        stream[i]
+    for i in range(1, len(sampler)):
+        sampler[i]
     seconds = time.process_time() - begin
     torch.set_num_threads(threads)
     uv, _ = batch.crop.from_xyz(batch.joints)
@@ -41,7 +41,7 @@ def draw(path: Path, seed: int) -> float:
         axes.set_axis_off()
     figure.savefig(path, dpi=70)
     plt.close(figure)
-    return (len(stream) - 1) * ROWS * COLUMNS / seconds
+    return (len(sampler) - 1) * ROWS * COLUMNS / seconds
 
 
 def write_depth(path: Path, seed: int) -> None:

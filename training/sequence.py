@@ -24,7 +24,7 @@ from jointbert.models.sequence import (
     statistics,
 )
 from training.config import SequenceExperiment
-from training.data.clips import Clips, ClipStream
+from training.data.clips import Clips, ClipSampler
 from training.data.nyu import VALIDATION, Published, read_published
 from training.fit import Training, describe, fit, read_checkpoint
 from training.validation import GAINS, Gains
@@ -193,8 +193,8 @@ def train_sequence(experiment: SequenceExperiment, out: Path, resume: bool, thre
     torch.set_num_threads(threads)
     L.seed_everything(experiment.seed)
     trainer = experiment.trainer
-    stream = ClipStream(experiment.data, experiment.clips, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
-    return fit(SequenceTraining(experiment), stream, out, resume)
+    sampler = ClipSampler(experiment.data, experiment.clips, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
+    return fit(SequenceTraining(experiment), sampler, out, resume)
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[SequenceRefiner, dict[str, Any]]:

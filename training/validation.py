@@ -1,4 +1,4 @@
-"""What model selection looks at: real predictions on subject 2's frames, and hidden joints filled in."""
+"""What model selection looks at: real predictions on subject 2's frames, and masked joints filled in."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def gains(model: Model, published: Published, factors: Sequence[float] = (1.0,))
     }
 
 
-def hidden_patterns(frames: int, count: int, seed: int = 0) -> Tensor:
-    """``(frames, 14)`` bool with ``count`` random joints of each frame hidden (False)."""
+def masked_patterns(frames: int, count: int, seed: int = 0) -> Tensor:
+    """``(frames, 14)`` bool with ``count`` random joints of each frame masked (False)."""
     g = Generator().manual_seed(seed)
     return torch.rand(frames, 14, generator=g).argsort(1).argsort(1) >= count
 
 
 def fill_error(model: Model, truth: np.ndarray, observed: Tensor) -> float:
-    """Mean error of the hidden joints filled in from the true others, mm."""
+    """Mean error of the masked joints filled in from the true others, mm."""
     filled = refine_poses(model, truth, observed)
     return float(np.linalg.norm(filled - truth, axis=-1)[~observed.numpy()].mean())
 
@@ -95,7 +95,7 @@ def fill_error(model: Model, truth: np.ndarray, observed: Tensor) -> float:
 def gaussian_fill_error(train: np.ndarray, truth: np.ndarray, observed: Tensor) -> float:
     """The same by the conditional mean of a Gaussian fitted to ``train``'s root-centred poses (root: the palm).
 
-    A hidden root leaves the observed joints' position unknown: it joins the conditioning as an unknown offset, solved for by
+    A masked root leaves the observed joints' position unknown: it joins the conditioning as an unknown offset, solved for by
     generalised least squares, which is the limit of a root with a flat prior.
     """
     centred = (train - train[:, 13:]).reshape(len(train), 42)

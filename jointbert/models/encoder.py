@@ -19,7 +19,7 @@ STRIDE = 4
 """Image pixels a feature pixel, along each axis."""
 
 
-class Trunk(nn.Module):
+class ResNetBackbone(nn.Module):
     """The four stages of torchvision's ResNet, without its classifier. Frozen: batch norm stays in evaluation mode, and no
     gradient reaches it, unless :meth:`thaw` says otherwise.
 
@@ -41,18 +41,18 @@ class Trunk(nn.Module):
         self._frozen = True
         self.requires_grad_(False).eval()
 
-    def thaw(self) -> Trunk:
+    def thaw(self) -> ResNetBackbone:
         """Lets it learn, for pre-training on images where there are no ImageNet weights."""
         self._frozen = False
         return self.requires_grad_(True).train()
 
-    def freeze(self) -> Trunk:
+    def freeze(self) -> ResNetBackbone:
         """Back to how it was built; what it learned counts as trained."""
         self._frozen = True
         self.trained.fill_(1)
         return self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Trunk:
+    def train(self, mode: bool = True) -> ResNetBackbone:
         return super().train(mode and not self._frozen)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -74,8 +74,8 @@ class Trunk(nn.Module):
         self.freeze()
 
 
-class TopDown(nn.Module):
-    """Joins the trunk's maps, coarse to fine, at the finest one's size: a 1x1 convolution of each, nearest-neighbour
+class FPNNeck(nn.Module):
+    """Joins the backbone's maps, coarse to fine, at the finest one's size: a 1x1 convolution of each, nearest-neighbour
     enlargement and sum, a 3x3 convolution at the end."""
 
     def __init__(self, channels: Sequence[int], width: int = 256) -> None:
@@ -129,7 +129,7 @@ _STEM = {"conv1.": "stem.0.", "bn1.": "stem.1."} | {f"layer{i + 1}.": f"stages.{
 def _renamed(
     given: dict[str, Tensor], expected: dict[str, Tensor], source: str | os.PathLike[str], backbone: str
 ) -> dict[str, Tensor]:
-    """torchvision's names, or ours with or without what stands before them in a larger model, to the trunk's."""
+    """torchvision's names, or ours with or without what stands before them in a larger model, to the backbone's."""
     found = {"trained": torch.ones((), dtype=torch.uint8)}  # torchvision's are; ours say
     for name, value in given.items():
         name = name.removeprefix("encoder.").removeprefix("trunk.")

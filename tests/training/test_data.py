@@ -15,11 +15,11 @@ from jointbert.skeleton import JOINT_NAMES  # noqa: E402
 from training.data import corruption as c  # noqa: E402
 from training.data import hand  # noqa: E402
 from training.data.bank import FINGER_OF_JOINT, PoseBank, articulate, resize  # noqa: E402
-from training.data.clips import ClipConfig, Clips, ClipStream, catmull_rom  # noqa: E402
+from training.data.clips import ClipConfig, Clips, ClipSampler, catmull_rom  # noqa: E402
 from training.data.error_model import ErrorModel  # noqa: E402
 from training.data.leap import read_leap  # noqa: E402
 from training.data.nyu import TRAINING, VALIDATION, read_published  # noqa: E402
-from training.data.stream import DataConfig, PoseStream, TrainingBatch, again  # noqa: E402
+from training.data.sampler import DataConfig, PoseSampler, TrainingBatch, again  # noqa: E402
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -137,10 +137,10 @@ def test_poses_with_masked_joints_keep_their_fingers_together(small_folder: Path
         masked_articulate=0.0,
         **AS_RECORDED,
     )
-    stream = PoseStream(config, 64, 1, seed=0)
+    sampler = PoseSampler(config, 64, 1, seed=0)
     masked = torch.arange(64) < 32
-    true, _, _ = stream.draw(masked, generator(7))
-    recorded = stream.bank.local @ stream.bank.rotation.transpose(-1, -2)
+    true, _, _ = sampler.draw(masked, generator(7))
+    recorded = sampler.bank.local @ sampler.bank.rotation.transpose(-1, -2)
     off = (recorded.unsqueeze(0) - (true - true[:, 13:]).unsqueeze(1)).abs().amax((-1, -2)).min(1).values
     assert (off[masked] < 1e-2).all()
     assert (off[~masked] > 1).all()
@@ -151,9 +151,9 @@ def test_of_predictions_themselves_sigma_alone_learns(small_folder: Path) -> Non
     config = DataConfig(
         nyu=str(small_folder), sources={"recombined": 0.5, "predictions": 0.5}, blend=0.0, scale=(1.0, 1.0), turn=False
     )
-    stream = PoseStream(replace(config, corruption=rule), 32, 1, seed=0)
-    assert stream[0].counted.tolist() == [True] * 16 + [False] * 16
-    true, predicted, stated = stream.draw(torch.zeros(32, dtype=torch.bool), generator(4))
+    sampler = PoseSampler(replace(config, corruption=rule), 32, 1, seed=0)
+    assert sampler[0].counted.tolist() == [True] * 16 + [False] * 16
+    true, predicted, stated = sampler.draw(torch.zeros(32, dtype=torch.bool), generator(4))
     data = read_published(small_folder).frames(TRAINING)
     recorded = np.stack(list(data.predictions.values())) - data.groundtruth[:, 13:]
     for pose, palm, size in zip(predicted[16:], true[16:], stated[16:, 0].tolist(), strict=True):
@@ -163,7 +163,7 @@ def test_of_predictions_themselves_sigma_alone_learns(small_folder: Path) -> Non
         assert off.min() < 1e-2
         error = list(data.predictions.values())[method][frame] - data.groundtruth[frame]
         np.testing.assert_allclose((pose - palm).numpy(), 3 * error, atol=1e-2)
-        assert size == pytest.approx(3 * float(stream.bank.method_mm[method]), rel=1e-5)
+        assert size == pytest.approx(3 * float(sampler.bank.method_mm[method]), rel=1e-5)
 
 
 def test_errors_are_a_method_s_or_between_two(small_folder: Path) -> None:
@@ -208,7 +208,7 @@ def test_own_errors_make_recorded_predictions(small_folder: Path) -> None:
         **AS_RECORDED,
         corruption=still,
     )
-    true, predicted, _ = PoseStream(config, 16, 1, seed=0).draw(torch.zeros(16, dtype=torch.bool), generator(5))
+    true, predicted, _ = PoseSampler(config, 16, 1, seed=0).draw(torch.zeros(16, dtype=torch.bool), generator(5))
     data = read_published(small_folder).frames(TRAINING)
     recorded = np.stack(list(data.predictions.values())) - data.groundtruth[:, 13:]  # relative to the true palm
     for pose, palm in zip(predicted.numpy(), true[:, 13:].numpy(), strict=True):
@@ -291,28 +291,28 @@ def test_error_model_has_the_recorded_moments(small_folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def stream(small_folder: Path, small_leap: Path) -> PoseStream:
-    return PoseStream(DataConfig(nyu=str(small_folder), leap=str(small_leap)), 64, 4, seed=3)
+def sampler(small_folder: Path, small_leap: Path) -> PoseSampler:
+    return PoseSampler(DataConfig(nyu=str(small_folder), leap=str(small_leap)), 64, 4, seed=3)
 
 
-def test_stream_is_reproducible_and_goes_on(stream: PoseStream) -> None:
-    assert sum(stream.counts.values()) == 64
-    first, again = stream[2], stream[2]
+def test_sampler_is_reproducible_and_goes_on(sampler: PoseSampler) -> None:
+    assert sum(sampler.counts.values()) == 64
+    first, again = sampler[2], sampler[2]
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a, b)
-    assert not torch.equal(stream[1].features, first.features)
-    stream.offset = 1
-    assert torch.equal(stream[1].features, first.features)
-    stream.offset = 0
+    assert not torch.equal(sampler[1].features, first.features)
+    sampler.offset = 1
+    assert torch.equal(sampler[1].features, first.features)
+    sampler.offset = 0
     with pytest.raises(IndexError):
-        stream[4]
+        sampler[4]
 
 
-def test_targets_lead_back_to_the_true_pose(stream: PoseStream) -> None:
+def test_targets_lead_back_to_the_true_pose(sampler: PoseSampler) -> None:
     g = torch.Generator().manual_seed((3 << 32) + 1)
-    observed = c.mask(64, stream.config.corruption, g)  # comes first: what is hidden decides how a pose is made
-    true, predicted, _ = stream.draw(~observed.all(1), g)
-    batch = stream[1]
+    observed = c.mask(64, sampler.config.corruption, g)  # comes first: what is hidden decides how a pose is made
+    true, predicted, _ = sampler.draw(~observed.all(1), g)
+    batch = sampler[1]
     assert torch.equal(batch.observed, observed)
     assert batch.features.isfinite().all()
     error = (true - predicted) / 100
@@ -320,12 +320,12 @@ def test_targets_lead_back_to_the_true_pose(stream: PoseStream) -> None:
     # A masked joint starts from the mean of the observed ones.
     row = int((~batch.observed).any(1).nonzero()[0])
     mean = predicted[row][batch.observed[row]].mean(0)
-    hidden = ~batch.observed[row]
-    torch.testing.assert_close(100 * batch.target[row][hidden] + mean, true[row][hidden], atol=1e-3, rtol=0)
+    masked = ~batch.observed[row]
+    torch.testing.assert_close(100 * batch.target[row][masked] + mean, true[row][masked], atol=1e-3, rtol=0)
 
 
-def test_a_second_pass_starts_where_the_first_ended(stream: PoseStream) -> None:
-    batch = stream[0]
+def test_a_second_pass_starts_where_the_first_ended(sampler: PoseSampler) -> None:
+    batch = sampler[0]
     output = torch.randn(64, 14, 4) * 0.1
     second = again(batch, output)
     assert second.observed.all()
@@ -346,20 +346,20 @@ def test_a_second_pass_starts_where_the_first_ended(stream: PoseStream) -> None:
 
 
 def test_only_training_frames_are_drawn(small_folder: Path, small_leap: Path, tmp_path: Path) -> None:
-    """The stream is the same whatever the frames behind subject 1's are."""
+    """The sampler is the same whatever the frames behind subject 1's are."""
     (tmp_path / "predictions").mkdir()
     for file in ("groundtruth.txt", "predictions/strong.txt", "predictions/weak.txt"):
         lines = (small_folder / file).read_text().splitlines()
         (tmp_path / file).write_text("\n".join(lines[:2440] + lines[:1936]) + "\n")
     config = DataConfig(nyu=str(tmp_path), leap=str(small_leap))
-    other = PoseStream(config, 64, 4, seed=3)
-    original = PoseStream(DataConfig(nyu=str(small_folder), leap=str(small_leap)), 64, 4, seed=3)
+    other = PoseSampler(config, 64, 4, seed=3)
+    original = PoseSampler(DataConfig(nyu=str(small_folder), leap=str(small_leap)), 64, 4, seed=3)
     assert torch.equal(other[0].features, original[0].features)
 
 
 def test_unknown_sources() -> None:
     with pytest.raises(ValueError, match=r"sources: \['mano'\] unknown"):
-        PoseStream(DataConfig(sources={"mano": 1.0}), 8, 1, 0)
+        PoseSampler(DataConfig(sources={"mano": 1.0}), 8, 1, 0)
 
 
 def test_names_of_fingers_and_joints_agree() -> None:
@@ -369,11 +369,11 @@ def test_names_of_fingers_and_joints_agree() -> None:
 
 
 @pytest.fixture(scope="module")
-def clips(small_folder: Path, small_leap: Path) -> ClipStream:
-    return ClipStream(DataConfig(nyu=str(small_folder), leap=str(small_leap)), ClipConfig(length=32), 16, 4, seed=5)
+def clips(small_folder: Path, small_leap: Path) -> ClipSampler:
+    return ClipSampler(DataConfig(nyu=str(small_folder), leap=str(small_leap)), ClipConfig(length=32), 16, 4, seed=5)
 
 
-def test_clips_are_reproducible_and_go_on(clips: ClipStream) -> None:
+def test_clips_are_reproducible_and_go_on(clips: ClipSampler) -> None:
     first = clips[1]
     for a, b in zip(first, clips[1], strict=True):
         torch.testing.assert_close(a, b, equal_nan=True, rtol=0, atol=0)
@@ -386,7 +386,7 @@ def test_clips_are_reproducible_and_go_on(clips: ClipStream) -> None:
 
 def test_a_clip_is_one_person(small_folder: Path, small_leap: Path) -> None:
     data = DataConfig(nyu=str(small_folder), leap=str(small_leap))
-    drawn = ClipStream(data, ClipConfig(predictions=0.0, length=32, recorded=0.0, cut=0.0), 16, 1, seed=5)[0]
+    drawn = ClipSampler(data, ClipConfig(predictions=0.0, length=32, recorded=0.0, cut=0.0), 16, 1, seed=5)[0]
     assert drawn.true.shape == drawn.predicted.shape == (16, 32, 14, 3)
     assert drawn.true.isfinite().all()
     for a, b in ((0, 1), (4, 5), (8, 9), (11, 12)):
@@ -399,7 +399,7 @@ def test_of_clips_of_predictions_sigma_alone_learns(small_folder: Path, small_le
     def clips(gain: float) -> Clips:
         rule = c.Corruption(plausible_gain_median=gain, plausible_gain_sigma=0.0)
         config = ClipConfig(length=24, predictions=0.25, recorded=1.0, cut=1.0, corruption=rule)
-        return ClipStream(DataConfig(nyu=str(small_folder), leap=str(small_leap)), config, 8, 1, seed=3)[0]
+        return ClipSampler(DataConfig(nyu=str(small_folder), leap=str(small_leap)), config, 8, 1, seed=3)[0]
 
     near, far = clips(1.0), clips(3.0)
     assert near.counted.tolist() == [True] * 6 + [False] * 2
@@ -412,7 +412,7 @@ def test_of_clips_of_predictions_sigma_alone_learns(small_folder: Path, small_le
 def test_clips_miss_joints_for_a_while_and_are_cut(small_folder: Path, small_leap: Path) -> None:
     data = DataConfig(nyu=str(small_folder), leap=str(small_leap))
     all_of_it = ClipConfig(length=32, missing=1.0, cut=1.0, corruption=c.Corruption(confidence_known=1.0, error_known=1.0))
-    drawn = ClipStream(data, all_of_it, 16, 1, seed=5)[0]
+    drawn = ClipSampler(data, all_of_it, 16, 1, seed=5)[0]
     missing = (~drawn.observed).double().mean()
     changes = (drawn.observed[:, 1:] != drawn.observed[:, :-1]).double().mean()
     assert missing > 0.05

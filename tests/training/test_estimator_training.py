@@ -30,7 +30,7 @@ from training.config import (
     read_experiment,
 )
 from training.data import feature_cache
-from training.data.batches import Batch, Endless, OneByOne, Shuffled
+from training.data.batches import Endless, ImageBatch, OneByOne, Shuffled
 from training.data.feature_cache import FeatureCache, build_cache, encoder_hash
 from training.data.images import RenderConfig, RenderedHands
 from training.estimator import (
@@ -127,10 +127,8 @@ def test_gradients_reach_what_a_stage_trains(stage: str, head: str) -> None:
     training = EstimatorTraining(run, model, stage, images)  # type: ignore[arg-type]
     training.terms(images.take(list(range(4))))["loss"].backward()
     learned = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    expected = {"encoder": {"encoder", "top_down", "hourglass"}, "hourglass": {"top_down", "hourglass"}}
-    parts = expected.get(stage, {"top_down", "hourglass", "regression", "refiner"}) | (
-        {"regression"} if head == "awr" else set()
-    )
+    expected = {"encoder": {"encoder", "neck", "hourglass"}, "hourglass": {"neck", "hourglass"}}
+    parts = expected.get(stage, {"neck", "hourglass", "regression", "refiner"}) | ({"regression"} if head == "awr" else set())
     allowed = {name for name, _ in model.named_parameters() if name.split(".")[0] in parts} - {"refiner.mask"}
     assert learned == allowed
     assert all(p.requires_grad == (name in allowed) for name, p in model.named_parameters())
@@ -143,7 +141,7 @@ def test_batch_norm_s_statistics_are_means_over_batches() -> None:
     frozen = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     model.hourglass.residual.change[0].running_mean.fill_(7)
     hands = RenderedHands(RenderConfig(), 64, 300.0, 4, 3, 5)
-    batches = [Batch(hands[i], None) for i in range(3)]
+    batches = [ImageBatch(hands[i], None) for i in range(3)]
     inputs: list[torch.Tensor] = []
     layer = model.hourglass.linear[1]
     hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().double()))
@@ -176,9 +174,9 @@ def test_averaged_weights_have_statistics_of_their_own(tmp_path: Path) -> None:
     kept = model.hourglass.linear[1].running_var.clone()
     images, _ = training_set(run.data, run.model)
     assert images is not None
-    stream = Shuffled(images, 4, 2, run.seed)
-    stream.offset = 2 * epoch
-    estimate_statistics(model, [stream[0], stream[1]])
+    sampler = Shuffled(images, 4, 2, run.seed)
+    sampler.offset = 2 * epoch
+    estimate_statistics(model, [sampler[0], sampler[1]])
     torch.testing.assert_close(model.hourglass.linear[1].running_var, kept, rtol=1e-4, atol=1e-7)
 
 
@@ -197,7 +195,7 @@ def test_thirty_two_images_can_be_learned_by_heart() -> None:
     model = model_of(run)
     training = EstimatorTraining(run, model, "estimator", images)
     batch = images.take(list(range(32)))
-    batch = Batch(batch.images, tuple(model.encode(batch.images.crops)))
+    batch = ImageBatch(batch.images, tuple(model.encode(batch.images.crops)))
     steps = 450
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
@@ -216,18 +214,18 @@ def test_thirty_two_images_can_be_learned_by_heart() -> None:
 
 def test_batches_of_a_set_that_stays() -> None:
     hands = RenderedHands(RenderConfig(), 32, 300.0, 1, 10, seed=1)
-    stream = Shuffled(OneByOne(hands), 4, 6, seed=0)
-    seen = [stream[i].images.joints for i in range(6)]
+    sampler = Shuffled(OneByOne(hands), 4, 6, seed=0)
+    seen = [sampler[i].images.joints for i in range(6)]
     for first in (0, 2, 4):  # two batches of four are one round over ten images
         both = torch.cat(seen[first : first + 2])
         assert len(torch.unique(both.flatten(1), dim=0)) == 8
     assert not torch.equal(seen[0], seen[2])
-    stream.offset = 2
-    assert torch.equal(stream[1].images.joints, seen[3])
+    sampler.offset = 2
+    assert torch.equal(sampler[1].images.joints, seen[3])
     with pytest.raises(ValueError, match="there are 10 images; a batch takes 11"):
         Shuffled(OneByOne(hands), 11, 1, 0)
     with pytest.raises(IndexError):
-        stream[6]
+        sampler[6]
     endless = Endless(RenderedHands(RenderConfig(), 32, 300.0, 2, 3, seed=1))
     assert len(endless) == 3
     endless.offset = 5
@@ -246,7 +244,7 @@ def test_the_feature_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         FeatureCache(tmp_path, model, name)
 
     class Interrupted(OneByOne):
-        def take(self, rows: list[int]) -> Batch:
+        def take(self, rows: list[int]) -> ImageBatch:
             if rows[-1] >= 6:
                 raise KeyboardInterrupt
             return super().take(rows)
@@ -258,7 +256,7 @@ def test_the_feature_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     taken: list[int] = []
 
     class Counting(OneByOne):
-        def take(self, rows: list[int]) -> Batch:
+        def take(self, rows: list[int]) -> ImageBatch:
             taken.extend(rows)
             return super().take(rows)
 
@@ -349,7 +347,7 @@ def test_exported_and_taken_over(tmp_path: Path) -> None:
     assert exported.encoder.trained
     model = HandPoseEstimator.from_config(run.model, tmp_path / "encoder.safetensors")
     assert torch.equal(model.encoder.stem[0].weight, exported.encoder.stem[0].weight)
-    load_parts(model, tmp_path / "encoder.safetensors", ("top_down", "hourglass"))
+    load_parts(model, tmp_path / "encoder.safetensors", ("neck", "hourglass"))
     assert torch.equal(model.hourglass.heatmaps.weight, exported.hourglass.heatmaps.weight)
     wide = HandPoseEstimator(EstimatorConfig.of({**TINY, "width": 16}))
     with pytest.raises(ValueError, match=r"its hourglass is of another architecture: EstimatorConfig\(.*width=8"):
@@ -394,7 +392,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert trained.config == EstimatorConfig.of(TINY)
     before = HandPoseEstimator.load(tmp_path / "e" / "estimator.safetensors")
     assert torch.equal(trained.encoder.stem[0].weight, before.encoder.stem[0].weight)
-    assert not torch.equal(trained.top_down.smooth.weight, before.top_down.smooth.weight)
+    assert not torch.equal(trained.neck.smooth.weight, before.neck.smooth.weight)
     best = next((tmp_path / "t").glob("best-*.ckpt"))
     assert said("export-estimator", best, tmp_path / "again.safetensors")[0] == 0
     again = HandPoseEstimator.load(tmp_path / "again.safetensors").state_dict()
@@ -543,7 +541,7 @@ def test_awr_keeps_what_its_hourglass_stage_learned(tmp_path: Path) -> None:
     load_parts(model, tmp_path / "run" / "estimator.safetensors", hourglass_parts(model))
     trained = HandPoseEstimator.load(tmp_path / "run" / "estimator.safetensors")
     assert torch.equal(model.regression.directions.weight, trained.regression.directions.weight)
-    assert hourglass_parts(model_of(experiment())) == ("top_down", "hourglass")
+    assert hourglass_parts(model_of(experiment())) == ("neck", "hourglass")
 
 
 def test_rgb_is_refused(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_every_row_is_trained_and_measured(tmp_path: Path, monkeypatch: pytest.M
     config.write_text(yaml.safe_dump({**content, "data": {"images": 8, "validation_images": 9}}))
     refused(arguments)
     config.write_text(before)
-    next(iter(encoder.top_down.state_dict().values())).add_(1)
+    next(iter(encoder.neck.state_dict().values())).add_(1)
     encoder.save(tmp_path / "another.safetensors")
     refused([str(tmp_path / "another.safetensors") if a.endswith("encoder.safetensors") else a for a in arguments])
     asked.unlink()

@@ -22,10 +22,10 @@ from training import losses  # noqa: E402
 from training.__main__ import app  # noqa: E402
 from training.config import Experiment, OptimConfig, TrainerConfig, read_experiment  # noqa: E402
 from training.data.nyu import read_published  # noqa: E402
-from training.data.stream import DataConfig, PoseStream  # noqa: E402
+from training.data.sampler import DataConfig, PoseSampler  # noqa: E402
 from training.fit import learning_rate  # noqa: E402
 from training.refiner import RefinerTraining, calibrate_sigma, export, load_checkpoint, pretrain  # noqa: E402
-from training.validation import GAINS, Gains, fill_error, gains, gaussian_fill_error, hidden_patterns, refine_poses  # noqa: E402
+from training.validation import GAINS, Gains, fill_error, gains, gaussian_fill_error, masked_patterns, refine_poses  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs" / "refiner"
 ABLATIONS = CONFIGS.parent / "ablations"
@@ -49,14 +49,14 @@ def test_thesis_config_is_table_4_2() -> None:
 
 def test_thesis_data_is_the_true_pose_with_plain_noise(small_folder: Path) -> None:
     config = replace(read_experiment(CONFIGS / "thesis.yaml").data, nyu=str(small_folder))
-    stream = PoseStream(config, 256, 1, seed=0)
-    true, predicted, _ = stream.draw(torch.zeros(256, dtype=torch.bool), torch.Generator().manual_seed(0))
+    sampler = PoseSampler(config, 256, 1, seed=0)
+    true, predicted, _ = sampler.draw(torch.zeros(256, dtype=torch.bool), torch.Generator().manual_seed(0))
     recorded = torch.from_numpy(read_published(small_folder).groundtruth[:2440]).float()
     recorded = recorded - recorded[:, 13:]
     for pose in (true - true[:, 13:])[:8]:
         assert (recorded - pose).abs().amax((1, 2)).min() < 1e-2
     assert (predicted - true).std() == pytest.approx(10, rel=0.02)
-    assert stream[0].observed.all()
+    assert sampler[0].observed.all()
 
 
 def test_every_config_reads() -> None:
@@ -183,7 +183,7 @@ def test_gaussian_conditional_against_its_closed_form() -> None:
 
 def test_an_untrained_refiner_fills_in_the_mean() -> None:
     truth = np.random.default_rng(1).normal(0, 50, (10, 14, 3))
-    observed = hidden_patterns(10, 4)
+    observed = masked_patterns(10, 4)
     assert (observed.sum(1) == 10).all()
     model = JointRefiner(RefinerConfig(layers=1)).eval()
     errors = [
@@ -343,7 +343,7 @@ def test_gains_at_several_factors(small_folder: Path) -> None:
 
 
 def test_one_batch_can_be_learned_by_heart(experiment: Experiment) -> None:
-    batch = PoseStream(experiment.data, 16, 1, seed=0)[0]
+    batch = PoseSampler(experiment.data, 16, 1, seed=0)[0]
     torch.manual_seed(0)
     model = JointRefiner(RefinerConfig(layers=1))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from training.data.images import HandImages, RenderConfig, RenderedHands
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     """Images, and what the encoder makes of them."""
 
     images: HandImages
@@ -23,7 +23,7 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, rows: list[int]) -> Batch: ...
+    def take(self, rows: list[int]) -> ImageBatch: ...
 
 
 class OneByOne:
@@ -35,9 +35,9 @@ class OneByOne:
     def __len__(self) -> int:
         return len(self.items)  # type: ignore[arg-type]
 
-    def take(self, rows: list[int]) -> Batch:
+    def take(self, rows: list[int]) -> ImageBatch:
         parts = [self.items[i] for i in rows]
-        return Batch(HandImages(*(torch.cat(column) for column in zip(*parts, strict=True))), None)
+        return ImageBatch(HandImages(*(torch.cat(column) for column in zip(*parts, strict=True))), None)
 
 
 def rendered_set(config: RenderConfig, size: int, cube_mm: float, images: int, seed: int) -> OneByOne:
@@ -45,7 +45,7 @@ def rendered_set(config: RenderConfig, size: int, cube_mm: float, images: int, s
     return OneByOne(RenderedHands(config, size, cube_mm, 1, images, seed))
 
 
-class Endless(Dataset[Batch]):
+class Endless(Dataset[ImageBatch]):
     """Rendered hands, new ones in every batch."""
 
     def __init__(self, hands: RenderedHands) -> None:
@@ -54,12 +54,12 @@ class Endless(Dataset[Batch]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> ImageBatch:
         self.hands.offset = self.offset
-        return Batch(self.hands[index], None)
+        return ImageBatch(self.hands[index], None)
 
 
-class Shuffled(Dataset[Batch]):
+class Shuffled(Dataset[ImageBatch]):
     """Batches of a set that stays, all of it in a new order again and again; batch ``offset + index`` is the same whenever it
     is asked for.
 
@@ -76,7 +76,7 @@ class Shuffled(Dataset[Batch]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> ImageBatch:
         if not 0 <= index < self.length:
             raise IndexError(index)
         whole, k = divmod(self.offset + index, len(self.images) // self.batch_size)

@@ -21,7 +21,7 @@ from training.data.corruption import Corruption
 from training.data.hand import Directions, build, log_uniform, rand, sample_directions
 from training.data.leap import read_recordings
 from training.data.nyu import TRAINING, read_published
-from training.data.stream import DataConfig
+from training.data.sampler import DataConfig
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ClipConfig:
     """Probability that a clip's errors come from another moment than its motion."""
     predictions: float = 0.12
     """Share of clips that are a method's predictions as they followed one another, the truth further away than it was
-    (see :class:`training.data.stream.DataConfig`): sigma alone learns from them."""
+    (see :class:`training.data.sampler.DataConfig`): sigma alone learns from them."""
     jitter: float = 0.4
     """Probability of noise that is independent from frame to frame, its size log-uniform in ``jitter_mm``."""
     jitter_mm: tuple[float, float] = (0.3, 6.0)
@@ -73,7 +73,7 @@ class Clips(NamedTuple):
     counted: Tensor  # [B] bool: joints learn from the clip; sigma alone where it is False
 
 
-class ClipStream(Dataset):
+class ClipSampler(Dataset):
     """Batches of clips by index, reproducible from seed, offset and index alone."""
 
     def __init__(self, data: DataConfig, clips: ClipConfig, batch_size: int, length: int, seed: int, offset: int = 0) -> None:

@@ -99,8 +99,8 @@ def mask(n: int, config: Corruption, g: Generator) -> Tensor:
     joints = rank < count
     fingers = torch.rand(n, 5, generator=g).argsort(1).argsort(1) < torch.randint(1, 3, (n, 1), generator=g)
     fingers = torch.cat([fingers, torch.zeros(n, 1, dtype=torch.bool)], 1)[:, FINGER_OF_JOINT]
-    hidden = torch.where(torch.rand(n, 1, generator=g) < 1 / 2, fingers, joints)
-    return ~(hidden & (torch.rand(n, 1, generator=g) < config.mask_some))
+    masked = torch.where(torch.rand(n, 1, generator=g) < 1 / 2, fingers, joints)
+    return ~(masked & (torch.rand(n, 1, generator=g) < config.mask_some))
 
 
 def simulate_confidence(error: Tensor, config: Corruption, g: Generator) -> Tensor:

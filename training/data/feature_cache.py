@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jointbert.models.estimator import HandPoseEstimator
-from training.data.batches import Batch, ImageSet
+from training.data.batches import ImageBatch, ImageSet
 from training.data.images import HandImages
 
 CHUNK = 32
@@ -47,7 +47,7 @@ class FeatureCache:
     def __len__(self) -> int:
         return self.count
 
-    def take(self, rows: list[int]) -> Batch:
+    def take(self, rows: list[int]) -> ImageBatch:
         """Rows of the cache, in float32."""
 
         def read(name: str) -> Tensor:
@@ -55,7 +55,7 @@ class FeatureCache:
             return torch.from_numpy(values) if values.dtype == bool else torch.from_numpy(values.astype(np.float32))
 
         maps = [read(name) for name in self.arrays if name.startswith("map")]
-        return Batch(HandImages(*(read(name) for name in HandImages._fields)), tuple(maps))
+        return ImageBatch(HandImages(*(read(name) for name in HandImages._fields)), tuple(maps))
 
 
 def encoder_hash(model: HandPoseEstimator) -> str:

@@ -115,12 +115,12 @@ def curve(folder: Path) -> list[float]:
 def figures(model: HandPoseEstimator, experiment: EstimatorExperiment, folder: Path) -> dict[str, float]:
     """What the table says of a row."""
     found = measure(model, test_set(experiment.data, experiment.model), experiment.loss.blob)
-    hidden = ~found.visible
+    occluded = ~found.visible
     result = {"before_mm": mean(found.before), "after_mm": mean(found.after), "best_validation_mm": min(curve(folder))}
-    if hidden.any():
-        for name, rows in (("visible", found.visible), ("hidden", hidden)):
+    if occluded.any():
+        for name, rows in (("visible", found.visible), ("hidden", occluded)):
             result |= {f"before_{name}_mm": mean(found.before[rows]), f"after_{name}_mm": mean(found.after[rows])}
-        result["auc"] = area_under_roc(1 - found.confidence.flatten().numpy(), hidden.flatten().numpy())
+        result["auc"] = area_under_roc(1 - found.confidence.flatten().numpy(), occluded.flatten().numpy())
     return result
 
 
@@ -234,7 +234,7 @@ def folder_of(parts: Path, name: str) -> Path:
 def print_table(results: dict[str, dict[str, dict[str, float]]]) -> None:
     """Means over the seeds, and half the range."""
     columns = {"before_mm": "before", "after_mm": "after", "before_visible_mm": "visible", "after_visible_mm": "after"}
-    columns |= {"before_hidden_mm": "hidden", "after_hidden_mm": "after", "auc": "AUC", "epochs_to_goal": "epochs"}
+    columns |= {"before_hidden_mm": "occluded", "after_hidden_mm": "after", "auc": "AUC", "epochs_to_goal": "epochs"}
     print(f"{'mm':46s}" + "".join(f"{c:>14s}" for c in columns.values()) + f"{'thesis':>8s}")
     for name, by_seed in results.items():
         cells = ""

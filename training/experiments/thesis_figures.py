@@ -2,7 +2,7 @@
 
     python -m training.experiments.thesis_figures --config C --estimator runs/all/estimator.safetensors --out figures
 
-On images that no training saw. Prints the mean errors, of visible and hidden joints where both are known, and where the
+On images that no training saw. Prints the mean errors, of visible and occluded joints where both are known, and where the
 refiner's joints look, by layer.
 """
 
@@ -92,7 +92,7 @@ def main(
         errors[AFTER] = found.after.numpy()
     visible = found.visible.numpy()
     for name, values in errors.items():
-        where = "" if visible.all() else f" (visible {values[visible].mean():.2f}, hidden {values[~visible].mean():.2f})"
+        where = "" if visible.all() else f" (visible {values[visible].mean():.2f}, occluded {values[~visible].mean():.2f})"
         print(f"{name}: {values.mean():.2f} mm{where}, {len(values)} images")
     save_joint_errors(out / "joint-errors.png", errors)
     draw_samples(model, images, samples, out)

@@ -92,8 +92,8 @@ def again(batch: TrainingBatch, output: Tensor, rest: bool = False) -> TrainingB
     return TrainingBatch(features, batch.target - output[..., :3], torch.ones_like(batch.observed), batch.counted, still)
 
 
-class PoseStream(Dataset):
-    """Batches by index: ``stream[k]`` depends on the seed and on ``offset + k`` alone, so a resumed run goes on exactly."""
+class PoseSampler(Dataset):
+    """Batches by index: ``sampler[k]`` depends on the seed and on ``offset + k`` alone, so a resumed run goes on exactly."""
 
     def __init__(self, config: DataConfig, batch_size: int, length: int, seed: int, offset: int = 0) -> None:
         unknown = set(config.sources) - set(SOURCES)
@@ -170,11 +170,11 @@ class PoseStream(Dataset):
         errors they get; None: any."""
         config = self.config
         recombined, procedural, leap, _ = (self.counts[s] for s in SOURCES)
-        hidden = masked[:recombined]
-        each = torch.where(hidden, config.masked_recombine, config.recombine)
+        has_mask = masked[:recombined]
+        each = torch.where(has_mask, config.masked_recombine, config.recombine)
         pose, view, frame = self.bank.sample_poses(each, g)
         nothing = torch.zeros_like(pose)
-        pose = articulate(pose, torch.where(hidden, config.masked_articulate, config.articulate), g)
+        pose = articulate(pose, torch.where(has_mask, config.masked_articulate, config.articulate), g)
         parts = [resize(pose, nothing, torch.ones(recombined), config.variation, config.root_shift_mm, g)[0]]
         others = torch.randint(len(self.bank.rotation), (procedural + leap,), generator=g)
         if procedural:
