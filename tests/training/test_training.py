@@ -18,6 +18,7 @@ from typer.testing import CliRunner  # noqa: E402
 from jointbert import Refiner  # noqa: E402
 from jointbert.models import JointRefiner, RefinerConfig  # noqa: E402
 from jointbert.weights import load_weights  # noqa: E402
+from tests.support.training import ROOT, invoke  # noqa: E402
 from training import losses  # noqa: E402
 from training.__main__ import app  # noqa: E402
 from training.config import Experiment, OptimConfig, TrainerConfig, read_experiment  # noqa: E402
@@ -27,7 +28,7 @@ from training.fit import learning_rate  # noqa: E402
 from training.refiner import RefinerTraining, calibrate_sigma, export, load_checkpoint, pretrain  # noqa: E402
 from training.validation import GAINS, Gains, fill_error, gains, gaussian_fill_error, masked_patterns, refine_poses  # noqa: E402
 
-CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs" / "refiner"
+CONFIGS = ROOT / "training" / "configs" / "refiner"
 ABLATIONS = CONFIGS.parent / "ablations"
 
 
@@ -164,7 +165,7 @@ def test_sigma_does_not_move_the_joints() -> None:
 
 
 def test_gaussian_conditional_against_its_closed_form() -> None:
-    """Two joints with correlation r, the rest still: the hidden one's conditional mean is r times the other's deviation."""
+    """Of two joints with correlation r, the masked one's conditional mean is r times the deviation of the other."""
     rng = np.random.default_rng(0)
     r, n = 0.8, 50_000
     first = rng.normal(size=(n, 3)) * 10
@@ -342,7 +343,7 @@ def test_gains_at_several_factors(small_folder: Path) -> None:
     assert by_factor[0.0].mean == pytest.approx(0, abs=1e-9)
 
 
-def test_one_batch_can_be_learned_by_heart(experiment: Experiment) -> None:
+def test_one_batch_can_be_overfitted(experiment: Experiment) -> None:
     batch = PoseSampler(experiment.data, 16, 1, seed=0)[0]
     torch.manual_seed(0)
     model = JointRefiner(RefinerConfig(layers=1))
@@ -360,16 +361,20 @@ def test_one_batch_can_be_learned_by_heart(experiment: Experiment) -> None:
 
 
 def test_commands(tmp_path: Path) -> None:
-    for arguments, message in (
+    """Bad input ends in one sentence; the first command also runs as ``python -m training``."""
+    refused: tuple[tuple[list[str], str], ...] = (
+        (["ablations", "--configs", str(tmp_path), "--out", str(tmp_path)], "there is no experiment"),
         (
             ["pretrain-refiner", "--config", str(CONFIGS / "nyu14.yaml"), "--out", str(tmp_path), "--nyu", "none"],
             "no groundtruth.txt",
         ),
-        (["ablations", "--configs", str(tmp_path), "--out", str(tmp_path)], "there is no experiment"),
         (["make-demo", "--nyu", "none", "--out", str(tmp_path / "x.npz")], "no groundtruth.txt"),
-    ):
-        command = [sys.executable, "-m", "training", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=CONFIGS.parents[2])
-        assert result.returncode == 2
-        assert message in result.stderr
-        assert "Traceback" not in result.stderr
+    )
+    for arguments, message in refused:
+        code, output = invoke(app, *arguments)
+        assert (code, output.startswith("Error: "), message in output) == (2, True, True), output
+    command = [sys.executable, "-m", "training", *refused[0][0]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
+    assert result.returncode == 2
+    assert refused[0][1] in result.stderr
+    assert "Traceback" not in result.stderr
