@@ -1,4 +1,4 @@
-"""Batches for the estimator: images, and the frozen encoder's maps of them where they are cached."""
+"""Batches for the estimator: images and, where they are cached, the frozen encoder's feature maps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from training.data.images import HandImages, RenderConfig, RenderedHands
 
 
 class ImageBatch(NamedTuple):
-    """Images, and what the encoder makes of them."""
+    """Images and their feature maps."""
 
     images: HandImages
-    maps: tuple[Tensor, ...] | None  # four [B, C_i, H_i, W_i]; None: the encoder has to look itself
+    maps: tuple[Tensor, ...] | None  # four [B, C_i, H_i, W_i]; None: the encoder has to compute them
 
 
 class ImageSet(Protocol):
-    """Images by number."""
+    """A set of images that are taken by their numbers."""
 
     def __len__(self) -> int: ...
 
@@ -27,7 +27,7 @@ class ImageSet(Protocol):
 
 
 class OneByOne:
-    """A data set whose items are batches of one."""
+    """An image set from a data set whose items are batches of one image."""
 
     def __init__(self, items: Dataset[HandImages]) -> None:
         self.items = items
@@ -41,12 +41,12 @@ class OneByOne:
 
 
 def rendered_set(config: RenderConfig, size: int, cube_mm: float, images: int, seed: int) -> OneByOne:
-    """So many rendered images, which stay."""
+    """A fixed set of ``images`` rendered images."""
     return OneByOne(RenderedHands(config, size, cube_mm, 1, images, seed))
 
 
 class Endless(Dataset[ImageBatch]):
-    """Rendered hands, new ones in every batch."""
+    """Sampler of rendered hands, new ones in every batch."""
 
     def __init__(self, hands: RenderedHands) -> None:
         self.hands, self.length, self.offset = hands, hands.length, 0
@@ -60,11 +60,10 @@ class Endless(Dataset[ImageBatch]):
 
 
 class Shuffled(Dataset[ImageBatch]):
-    """Batches of a set that stays, all of it in a new order again and again; batch ``offset + index`` is the same whenever it
-    is asked for.
+    """Sampler of batches from a fixed set, in a new order in each pass; batch ``offset + index`` is always the same.
 
     Raises:
-        ValueError: a set smaller than a batch.
+        ValueError: the set is smaller than a batch.
     """
 
     def __init__(self, images: ImageSet, batch_size: int, length: int, seed: int) -> None:

@@ -1,7 +1,8 @@
-"""The frozen encoder's maps of a set of images, computed once (thesis, section 4.3.1), in files that are mapped into memory.
+"""The frozen encoder's feature maps of a set of images, computed once (thesis, section 4.3.1) and stored in memory-mapped
+files.
 
-What is cached is what is frozen: the four stages, in float16; 3.75 MiB an image of 256 x 256. Augmented images are cached as
-so many images. A header says which encoder and which images made them: others are refused.
+The cache holds the maps of the four frozen stages in float16, 3.75 MiB for an image of 256 x 256. Each augmentation of an image
+counts as an image. A header identifies the encoder and the images; a cache of others is refused.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from training.data.batches import ImageBatch, ImageSet
 from training.data.images import HandImages
 
 CHUNK = 32
-"""Images that the encoder sees at a time; progress is written after each chunk."""
+"""Images in a pass of the encoder; progress is written after each chunk."""
 SPARE_BYTES = 1 << 30
-"""Left free on the disk."""
+"""Disk space that has to remain free."""
 
 
 class FeatureCache:
     """Cached maps as an :class:`ImageSet`.
 
     Raises:
-        ValueError: no cache, one that is not finished, or that of another encoder or other images.
+        ValueError: there is no cache, or it is not finished, or it is of another encoder or other images.
     """
 
     def __init__(self, folder: str | Path, model: HandPoseEstimator, images_id: str) -> None:
@@ -59,7 +60,7 @@ class FeatureCache:
 
 
 def encoder_hash(model: HandPoseEstimator) -> str:
-    """Of the encoder's weights."""
+    """Hash of the encoder's architecture and weights."""
     digest = hashlib.sha256(model.config.backbone.encode())
     for name, tensor in sorted(model.encoder.state_dict().items()):
         digest.update(name.encode())
@@ -69,10 +70,10 @@ def encoder_hash(model: HandPoseEstimator) -> str:
 
 @torch.inference_mode()
 def build_cache(folder: str | Path, model: HandPoseEstimator, images: ImageSet, images_id: str) -> None:
-    """Makes the cache, or goes on where it stopped; on the device that the model is on.
+    """Builds the cache on the model's device; resumes an interrupted run.
 
     Raises:
-        ValueError: an encoder that has learned nothing; a cache of something else in that folder. OSError: too little space.
+        ValueError: the encoder is not trained, or the folder holds another cache. OSError: too little disk space.
     """
     folder = Path(folder)
     if not model.encoder.trained:
@@ -114,11 +115,11 @@ def build_cache(folder: str | Path, model: HandPoseEstimator, images: ImageSet, 
             arrays[name][rows[0] : rows[-1] + 1] = value.cpu().numpy()
             arrays[name].flush()
         header["done"] += len(rows)
-        _write_header(folder, header)  # after the rows: what it counts is there
+        _write_header(folder, header)  # after the rows, so that every counted row is complete
 
 
 def size_of(header: dict[str, object]) -> int:
-    """Bytes of a cache."""
+    """Size of a cache in bytes."""
     shapes, types, count = header["shapes"], header["types"], header["count"]
     assert isinstance(shapes, dict)
     assert isinstance(types, dict)
