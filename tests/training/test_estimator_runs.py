@@ -14,8 +14,16 @@ pytest.importorskip("torchvision")
 from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
 from tests.support.training import TINY, experiment, model_of
 from training.config import EstimatorExperiment
-from training.data.batches import Shuffled
-from training.estimator import estimate_statistics, export_estimator, hourglass_parts, load_parts, train, training_set
+from training.data.batches import ImageBatch, Shuffled
+from training.estimator import (
+    EstimatorTraining,
+    estimate_statistics,
+    export_estimator,
+    hourglass_parts,
+    load_parts,
+    train,
+    training_set,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and its own deprecations
 
@@ -41,13 +49,23 @@ def test_averaged_weights_have_statistics_of_their_own(tmp_path: Path) -> None:
     torch.testing.assert_close(model.hourglass.linear[1].running_var, kept, rtol=1e-4, atol=1e-7)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    step = EstimatorTraining.training_step
+
+    def counted(module: EstimatorTraining, batch: ImageBatch, index: int) -> torch.Tensor:
+        steps.append(module.current_epoch)
+        return step(module, batch, index)
+
+    monkeypatch.setattr(EstimatorTraining, "training_step", counted)
     # With a constant learning rate, a run of one epoch is the first half of a run of two.
     run = dataclasses.replace(experiment(), optim=dataclasses.replace(experiment().optim, decay="constant"))
     half = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, epochs=1))
     expected = weights_of(run, tmp_path / "whole")
     stopped = weights_of(half, tmp_path / "resumed")
+    steps.clear()
     resumed = weights_of(run, tmp_path / "resumed")
+    assert steps == [1, 1]
     assert all(torch.equal(resumed[key], value) for key, value in expected.items())
     assert any(not torch.equal(stopped[key], value) for key, value in expected.items())
 

@@ -83,7 +83,7 @@ def test_a_surface_is_where_the_axis_is_a_radius_away(seed: int) -> None:
         assert beyond(ray[~seen] * z).min() > -0.05
 
 
-def test_joints_that_are_hidden() -> None:
+def test_occluded_joints() -> None:
     """A rod in front of one joint hides it; what is behind hides nothing; outside the image nothing is visible."""
     g = torch.Generator().manual_seed(0)
     hands = sample_hands(64, g)

@@ -23,7 +23,7 @@ def test_masks_leave_enough() -> None:
     whole = (observed.sum(1) == 14).double().mean()
     assert whole == pytest.approx(1 - c.Corruption().mask_some, abs=0.02)
     thumb = observed[:, [8, 9, 10]]
-    assert (~thumb).all(1).double().mean() > 0.02  # whole fingers are hidden
+    assert (~thumb).all(1).double().mean() > 0.02  # whole fingers are masked
 
 
 def test_confidence_falls_with_the_error() -> None:
@@ -143,7 +143,7 @@ def test_sampler_is_reproducible_and_goes_on(sampler: PoseSampler) -> None:
 
 def test_targets_lead_back_to_the_true_pose(sampler: PoseSampler) -> None:
     g = torch.Generator().manual_seed((3 << 32) + 1)
-    observed = c.mask(64, sampler.config.corruption, g)  # comes first: what is hidden decides how a pose is made
+    observed = c.mask(64, sampler.config.corruption, g)  # drawn first, because masked poses are made differently
     true, predicted, _ = sampler.draw(~observed.all(1), g)
     batch = sampler[1]
     assert torch.equal(batch.observed, observed)
@@ -179,7 +179,7 @@ def test_a_second_pass_starts_where_the_first_ended(sampler: PoseSampler) -> Non
 
 
 def test_only_training_frames_are_drawn(small_folder: Path, small_leap: Path, tmp_path: Path) -> None:
-    """The sampler is the same whatever the frames behind subject 1's are."""
+    """Frames after subject 1's do not change the batches."""
     (tmp_path / "predictions").mkdir()
     for file in ("groundtruth.txt", "predictions/strong.txt", "predictions/weak.txt"):
         lines = (small_folder / file).read_text().splitlines()

@@ -74,7 +74,7 @@ def test_the_second_stage_adds_at_most_0_4_million_parameters() -> None:
 
 
 def test_training_sees_what_refinement_does(experiment: SequenceExperiment, first: Path) -> None:
-    """A clip that is a whole sequence gives what the twin of the backends gives."""
+    """A clip that is a whole sequence gives the result of the backends' reference implementation."""
     one, two = JointRefiner.load(first), random_second()
     clips = clips_of(experiment)
     known = (clips.observed, clips.confidence, clips.error_mm)

@@ -226,7 +226,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         patch.setattr(RefinerTraining, "on_train_epoch_start", die_in_the_second_epoch)
         with pytest.raises(RuntimeError, match="killed"):
             quiet_pretrain(experiment, tmp_path / "halves", True, 1)
-    quiet_pretrain(experiment, tmp_path / "halves", True, 1)
+
+    def refuse_the_first_epoch(module: RefinerTraining) -> None:
+        assert module.current_epoch == 1, "the run started anew"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RefinerTraining, "on_train_epoch_start", refuse_the_first_epoch)
+        quiet_pretrain(experiment, tmp_path / "halves", True, 1)
     whole, run = load_checkpoint(tmp_path / "whole" / "last.ckpt")
     halves, _ = load_checkpoint(tmp_path / "halves" / "last.ckpt")
     assert run["steps"] == 12
