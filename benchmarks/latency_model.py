@@ -114,9 +114,8 @@ def measuring(gpu: Processor) -> float:
 def main() -> None:
     gpu = Processor()
     weights = LAYERS * CHUNKS * CHUNK_BYTES
-    print(
-        f"weights {weights / 1e6:.2f} MB (f16, with biases); one pose {OPERATIONS / 1e6:.1f} MFLOP, with padding {PADDED:.2f} times"
-    )
+    pose = f"one pose {OPERATIONS / 1e6:.1f} MFLOP, {PADDED:.2f} times that with padding"
+    print(f"weights {weights / 1e6:.2f} MB (f16, with biases); {pose}")
     print("barriers: cluster 49 (2 per half layer, one before the first); tiles 216 (one per chunk, one per half layer)")
     print(f"{'batch':>6s}{'cluster, us':>13s}{'tiles, us':>11s}{'TFLOP/s':>9s}")
     for batch in (1, 16, 256, 4096):
