@@ -17,7 +17,7 @@ from jointbert.camera import Camera
 from jointbert.contract.layout import ESTIMATOR_LAYOUT
 from jointbert.inputs.estimator import check_camera_images, check_centre_pixels, check_centres_shape, check_not_empty
 from jointbert.models.crop import Crop
-from jointbert.models.encoder import STRIDE, Backbone, TopDown, Trunk
+from jointbert.models.encoder import STRIDE, Backbone, FPNNeck, ResNetBackbone
 from jointbert.models.heatmap import Mode, to_image_pixels
 from jointbert.models.hourglass import Hourglass
 from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
@@ -112,8 +112,8 @@ class HandPoseEstimator(nn.Module):
     def __init__(self, config: EstimatorConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or EstimatorConfig()
-        self.encoder = Trunk(config.backbone)
-        self.top_down = TopDown(self.encoder.channels, config.width)
+        self.encoder = ResNetBackbone(config.backbone)
+        self.neck = FPNNeck(self.encoder.channels, config.width)
         self.hourglass = Hourglass(config.width, config.depth)
         self.regression: LinearDepth | AdaptiveWeighting
         if config.head == "linear":
@@ -125,6 +125,13 @@ class HandPoseEstimator(nn.Module):
         self.std: Tensor
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Accepts files and checkpoints of earlier versions, whose keys call the neck ``top_down``."""
+        old = f"{prefix}top_down."
+        for key in [key for key in state_dict if key.startswith(old)]:
+            state_dict[f"{prefix}neck.{key.removeprefix(old)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @classmethod
     def from_config(
@@ -138,7 +145,7 @@ class HandPoseEstimator(nn.Module):
         Args:
             config: sizes; a mapping of them, or a yaml or json file.
             encoder: weights of the encoder: ``"imagenet"``, or a file; None: random, to be pre-trained
-                (see :meth:`Trunk.load_weights`).
+                (see :meth:`ResNetBackbone.load_weights`).
             refiner: weights of the refiner, shipped or a file, whose sizes count; None: random.
 
         Raises:
@@ -233,7 +240,7 @@ class HandPoseEstimator(nn.Module):
 
     def dense_from_maps(self, maps: list[Tensor], crops: Tensor) -> Dense:
         """The same from the encoder's maps, which may come from a cache."""
-        features, heatmaps = self.hourglass(self.top_down(maps))
+        features, heatmaps = self.hourglass(self.neck(maps))
         if isinstance(self.regression, LinearDepth):
             return Dense(self.regression(heatmaps), heatmaps, None)
         joints, directions = self.regression(features, heatmaps, self.surface(crops))

@@ -66,7 +66,7 @@ def test_frames_as_recorded(folder: Path, hands: Hands, tmp_path: Path) -> None:
 
 
 def test_augmentation_is_in_3d(folder: Path, hands: Hands, tmp_path: Path) -> None:
-    """Whatever the crop was turned, scaled and shifted by, it leads back to the same joints; other variants are other crops."""
+    """Rotated, scaled and shifted crops give the same joints in the camera frame; each variant is another crop."""
     np.savetxt(tmp_path / "centres.txt", hands.joints.mean(1).numpy())
     data = NyuImages(folder, 96, tmp_path / "centres.txt", augmentation=Augmentation(), variants=4, seed=3)
     assert len(data) == 4 * FRAMES

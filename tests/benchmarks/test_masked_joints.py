@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("typer")
 
-from benchmarks.hidden_joints import finger_patterns, nearest_fill
+from benchmarks.masked_joints import finger_patterns, nearest_fill
 
 
 def test_the_nearest_pose_is_found_moved_turned_and_scaled() -> None:
@@ -17,10 +17,12 @@ def test_the_nearest_pose_is_found_moved_turned_and_scaled() -> None:
     seen = np.arange(14) > 3
     np.testing.assert_allclose(nearest_fill(train, pose, seen), pose[~seen], atol=1e-9)
     mirrored = pose * [-1, 1, 1]
-    assert np.abs(nearest_fill(train, mirrored, seen) - mirrored[~seen]).max() > 1  # a rotation is no reflection
+    assert (
+        np.abs(nearest_fill(train, mirrored, seen) - mirrored[~seen]).max() > 1
+    )  # the similarity does not include a reflection
 
 
-def test_one_finger_is_hidden() -> None:
+def test_one_finger_is_masked() -> None:
     seen = finger_patterns(200, 0)
     assert set((~seen).sum(1)) == {2, 3}
     assert seen[:, 11:].all()

@@ -1,4 +1,4 @@
-"""The endless stream of training poses: drawn, corrupted and encoded a batch at a time, reproducible from seed and step."""
+"""Batches of training poses: drawn, corrupted and encoded; each batch is determined by the seed and its number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOURCES = ("recombined", "procedural", "leap", "predictions")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where poses come from and what is done to them."""
+    """Sources of the poses and their changes."""
 
     nyu: str = "../shared/data/nyu"
     leap: str = "../shared/data/leap/leap_hands.npz"
@@ -31,52 +31,53 @@ class DataConfig:
         default_factory=lambda: {"recombined": 0.57, "procedural": 0.13, "leap": 0.13, "predictions": 0.17}
     )
     """Share of each source. ``recombined``: subject 1's palms and fingers; ``procedural``, ``leap``: the procedural hand with
-    sampled or recorded articulation. ``predictions``: the methods' predictions themselves, the truth further away than it was;
-    of these sigma alone learns, that a hand without a flaw may be a mistake of any size."""
+    sampled or recorded articulation. ``predictions``: the methods' own predictions, with their true poses moved further away;
+    these train sigma alone, which learns that a plausible hand may have an error of any size."""
     own_error: bool = False
-    """Recombined poses keep the error that a method made on the palm's very frame: with ``recombine`` 0 and recorded views that
-    is training on a method's predictions themselves, without pre-training."""
+    """Recombined poses get the error that a method made on the palm's frame. With ``recombine`` 0 and recorded views this is
+    training on the methods' predictions themselves, without pre-training."""
     recombine: float = 1.0
-    """Probability, per finger of a recombined pose, that it comes from another frame than the palm."""
+    """Probability of each finger of a recombined pose to come from another frame than the palm."""
     articulate: float = 0.12
     """Standard deviation of the angles by which recombined fingers are turned, radians about each axis."""
     masked_recombine: float = 0.0
-    """``recombine`` of poses with masked joints: where a hidden finger is, the others tell, if they move as a hand's do. What a
-    refiner learns of that under a mask it does not apply to whole hands, where it would be subject 1's habits."""
+    """``recombine`` of poses with masked joints. The other fingers determine where a masked one is only if they are of one
+    hand. The refiner does not apply to whole hands what it learns of subject 1's habits from poses with masked joints."""
     masked_articulate: float = 0.02
     """``articulate`` of poses with masked joints."""
     blend: float = 0.7
-    """Probability that an error is a random mean of two methods' on one frame."""
+    """Probability that an error is a random mean of the errors of two methods on one frame."""
     scale: tuple[float, float] = (0.55, 1.3)
     """Hand size relative to subject 1 (palm to wrist 81 mm)."""
     variation: float = 0.07
-    """Standard deviation of one person's proportions, a fraction."""
+    """Standard deviation of a person's proportions, as a fraction."""
     root_shift_mm: float = 4.0
-    """Standard deviation of the places of one person's finger roots."""
+    """Standard deviation of the positions of a person's finger roots."""
     any_view: float = 0.5
-    """Probability that a pose without a recorded error is turned by any rotation; otherwise it keeps a recorded view."""
+    """Probability of a random rotation; otherwise the pose keeps a recorded view."""
     turn: bool = True
-    """Turn poses in the image plane, and a little out of it."""
+    """Rotate poses in the image plane, and slightly out of it."""
     upright: float = 0.7
-    """Probability that this turn is a small one."""
+    """Probability that the rotation in the image plane is small."""
     corruption: Corruption = field(default_factory=Corruption)
 
 
 class TrainingBatch(NamedTuple):
-    """Features of :func:`jointbert.models.refiner.encode` and what the refiner must answer."""
+    """Features of :func:`jointbert.models.refiner.encode` and the refiner's targets."""
 
     features: Tensor  # [B, 14, 8]
     target: Tensor  # [B, 14, 3]: true joints minus the mean of the observed ones (missing) or minus the joint, over 100 mm
     observed: Tensor  # [B, 14] bool
-    counted: Tensor  # [B] bool: joints learn from the pose; sigma alone where it is False
-    still: Tensor  # [B] bool: joints learn to stay where they are, whatever the target, which is sigma's
+    counted: Tensor  # [B] bool: the pose trains joints and sigma; where False, sigma alone
+    still: Tensor  # [B] bool: joints are trained to stay where they are; the target is sigma's alone
 
 
 def again(batch: TrainingBatch, output: Tensor, rest: bool = False) -> TrainingBatch:
-    """The batch after one pass: refined poses with every joint there, and their sigma as the expected error.
+    """The batch after one pass: refined poses, in which every joint is observed, with sigma as the expected error.
 
-    Made-up predictions have a truth to go on to. What a method predicted has none that joints may learn from (``counted`` is
-    False), but refined it is what a second pass meets: with ``rest`` it is to stay.
+    Joints of synthetic predictions are trained towards their true poses. Predictions of the published methods (``counted`` is
+    False) must not train joints towards their true poses, but refined they are typical inputs of a second pass: with ``rest``
+    their joints are trained to stay.
 
     Args:
         output: ``(B, 14, 4)`` of the refiner for ``batch``.
@@ -92,8 +93,9 @@ def again(batch: TrainingBatch, output: Tensor, rest: bool = False) -> TrainingB
     return TrainingBatch(features, batch.target - output[..., :3], torch.ones_like(batch.observed), batch.counted, still)
 
 
-class PoseStream(Dataset):
-    """Batches by index: ``stream[k]`` depends on the seed and on ``offset + k`` alone, so a resumed run goes on exactly."""
+class PoseSampler(Dataset):
+    """Batches by number: ``sampler[k]`` depends on the seed and ``offset + k`` alone, so that a resumed run sees the same
+    batches."""
 
     def __init__(self, config: DataConfig, batch_size: int, length: int, seed: int, offset: int = 0) -> None:
         unknown = set(config.sources) - set(SOURCES)
@@ -129,7 +131,7 @@ class PoseStream(Dataset):
         """True and predicted poses ``(B, 14, 3)`` in the camera frame, and the predictor's mean error ``(B, 1)``, mm.
 
         Args:
-            masked: ``(B,)`` bool, the poses that will have masked joints.
+            masked: ``(B,)`` bool, True for poses that will have masked joints.
         """
         config, rule = self.config, self.config.corruption
         n = self.batch_size - self.counts["predictions"]
@@ -145,7 +147,7 @@ class PoseStream(Dataset):
         gain = (torch.randn(n, generator=g) * rule.error_gain_sigma).exp() * rule.error_gain_median
         gain = gain * (torch.rand(n, generator=g) < torch.where(masked, rule.masked_transplant, rule.transplant))
         predicted = predicted + gain.view(-1, 1, 1) * recorded
-        # What a user would state is the method's mean error over its data, not that of this pose.
+        # A user states the method's mean error over its data, not that of this pose.
         size = torch.hypot(method_mm * gain, extra_mm)
         parts = zip((true, predicted, size), self._predictions(g), strict=True)
         true, predicted, size = (torch.cat(part) for part in parts)
@@ -155,7 +157,7 @@ class PoseStream(Dataset):
         return true, predicted, size.clamp(0.3, 100).unsqueeze(1)
 
     def _predictions(self, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """The methods' predictions with their truth further away, as in :meth:`draw`, and the methods' enlarged errors."""
+        """The results of :meth:`draw` for the source ``predictions``: the true poses are moved further away."""
         config, rule, n = self.config, self.config.corruption, self.counts["predictions"]
         frame = torch.randint(len(self.bank.local), (n,), generator=g)
         error, method_mm = self.bank.sample_errors(n, config.blend, g, frame)
@@ -166,15 +168,15 @@ class PoseStream(Dataset):
         return predicted - (scale * gain).view(-1, 1, 1) * error, predicted, method_mm * scale * gain
 
     def _clean(self, masked: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """True poses ``(B, 14, 3)`` in the palm's frame, recorded views ``(B, 3, 3)`` for them, and ``(B,)`` the frames whose
-        errors they get; None: any."""
+        """True poses ``(B, 14, 3)`` in the palm's frame, recorded views ``(B, 3, 3)``, and the frames ``(B,)`` whose errors the
+        poses get; None: random frames."""
         config = self.config
         recombined, procedural, leap, _ = (self.counts[s] for s in SOURCES)
-        hidden = masked[:recombined]
-        each = torch.where(hidden, config.masked_recombine, config.recombine)
+        has_mask = masked[:recombined]
+        each = torch.where(has_mask, config.masked_recombine, config.recombine)
         pose, view, frame = self.bank.sample_poses(each, g)
         nothing = torch.zeros_like(pose)
-        pose = articulate(pose, torch.where(hidden, config.masked_articulate, config.articulate), g)
+        pose = articulate(pose, torch.where(has_mask, config.masked_articulate, config.articulate), g)
         parts = [resize(pose, nothing, torch.ones(recombined), config.variation, config.root_shift_mm, g)[0]]
         others = torch.randint(len(self.bank.rotation), (procedural + leap,), generator=g)
         if procedural:
