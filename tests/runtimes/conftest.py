@@ -10,8 +10,8 @@ import pytest
 from jointbert import _core
 
 if TYPE_CHECKING:
-    from jointbert.backends.native import NativeBackend
-    from jointbert.backends.torch import TorchBackend
+    from jointbert.runtimes.native import NativeBackend
+    from jointbert.runtimes.torch import TorchBackend
     from jointbert.weights import Weights
 
 
@@ -26,14 +26,14 @@ def weights() -> Weights:
 def reference(weights: Weights) -> TorchBackend:
     """The reference implementation, in float64."""
     torch = pytest.importorskip("torch")
-    from jointbert.backends.torch import TorchBackend
+    from jointbert.runtimes.torch import TorchBackend
 
     return TorchBackend(weights, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module", params=_core.supported_isas())
 def native(request: pytest.FixtureRequest, weights: Weights) -> NativeBackend:
-    from jointbert.backends.native import NativeBackend
+    from jointbert.runtimes.native import NativeBackend
 
     return NativeBackend(weights, isa=request.param)
 
@@ -42,7 +42,7 @@ def native(request: pytest.FixtureRequest, weights: Weights) -> NativeBackend:
 def tolerance_mm(weights: Weights, reference: TorchBackend) -> float:
     """Twice torch float32's own error plus 1e-5 mm; float64 joints, so that no camera frame's rounding hides it."""
     torch = pytest.importorskip("torch")
-    from jointbert.backends.torch import TorchBackend
+    from jointbert.runtimes.torch import TorchBackend
     from tests.support.native import full_batch, hands, make_batch
 
     single = TorchBackend(weights, dtype=torch.float32)

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 import jointbert
-from jointbert import _core, skeleton
-from jointbert.backends import layout
-from jointbert.backends.base import Result, Status
-from jointbert.backends.native import NativeBackend
+from jointbert import _core
+from jointbert.contract import Result, Status, layout
+from jointbert.runtimes.native import NativeBackend
+from jointbert.skeletons import NYU14
 from jointbert.weights import Weights
 
 torch = pytest.importorskip("torch")
-from jointbert.backends.torch import TorchBackend  # noqa: E402
 from jointbert.models.refiner import RefinerConfig  # noqa: E402
+from jointbert.runtimes.torch import TorchBackend  # noqa: E402
 from tests.support.native import (  # noqa: E402
     ISAS,
     SHUFFLED,
@@ -241,7 +241,7 @@ def test_other_python_threads_run_meanwhile(native: NativeBackend) -> None:
 def test_constants_are_the_contracts() -> None:
     for name in ("SCALE_MM", "ERROR_UNIT_MM", "ERROR_RANGE_MM", "LOG_SIGMA_RANGE", "MIN_JOINTS", "HAND_SIZE_MM"):
         assert getattr(_core, name) == getattr(layout, name), name
-    assert _core.NUM_JOINTS == skeleton.NUM_JOINTS
+    assert _core.NUM_JOINTS == layout.NUM_JOINTS == NYU14.num_joints
     config = RefinerConfig()
     for name in ("heads", "width", "ffn", "features", "outputs"):
         assert getattr(_core, name.upper()) == getattr(config, name), name
@@ -271,8 +271,8 @@ def test_auto_is_the_best_instruction_set(weights: Weights) -> None:
 def test_a_module_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jointbert._core", None)
     monkeypatch.delattr(jointbert, "_core")
-    monkeypatch.delitem(sys.modules, "jointbert.backends.native")
+    monkeypatch.delitem(sys.modules, "jointbert.runtimes.native")
     with pytest.raises(
         ImportError, match=r"the native module jointbert\._core can't be loaded .* checkout .*; elsewhere, install jointbert"
     ):
-        importlib.import_module("jointbert.backends.native")
+        importlib.import_module("jointbert.runtimes.native")

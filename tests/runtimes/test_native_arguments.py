@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jointbert import _core
-from jointbert.backends.base import Batch
-from jointbert.backends.native import NativeBackend
+from jointbert.contract import Batch
+from jointbert.runtimes.native import NativeBackend
 from jointbert.weights import Weights
 
 torch = pytest.importorskip("torch")

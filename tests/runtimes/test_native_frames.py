@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from jointbert.backends import layout
-from jointbert.backends.base import Status
-from jointbert.backends.native import NativeBackend
+from jointbert.contract import Status, layout
+from jointbert.runtimes.native import NativeBackend
 
 torch = pytest.importorskip("torch")
-from jointbert.backends.torch import TorchBackend  # noqa: E402
+from jointbert.runtimes.torch import TorchBackend  # noqa: E402
 from tests.support.native import ISAS, assert_same_bits, hands, make_batch, random_weights, rows  # noqa: E402
 
 pytestmark = pytest.mark.sanitize

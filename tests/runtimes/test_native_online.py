@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jointbert import _core
-from jointbert.backends import layout
+from jointbert.contract import layout
 
 torch = pytest.importorskip("torch")
 from tests.support.native_sequence import (  # noqa: E402

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from jointbert import _core
-from jointbert.backends import layout
-from jointbert.backends.base import Status
-from jointbert.skeleton import RIGID_BONES
+from jointbert.contract import Status, layout
+from jointbert.skeletons import NYU14
 
 torch = pytest.importorskip("torch")
 from jointbert.models.sequence import REACH, SequenceConfig, SequenceRefiner  # noqa: E402
@@ -312,7 +311,7 @@ def test_constants_are_the_contracts() -> None:
     for name in names:
         assert getattr(_core, name) == getattr(layout, name), name
     assert _core.REACH == REACH
-    assert _core.RIGID_BONES == RIGID_BONES
+    assert NYU14.rigid_bones == _core.RIGID_BONES
     config = SequenceConfig()
     assert (config.heads, config.width, config.ffn, config.outputs) == (_core.HEADS, _core.WIDTH, _core.FFN, _core.OUTPUTS)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jointbert import _core
-from jointbert.backends.base import Batch, Result, Status
+from jointbert.contract import Batch, Result, Status
 from jointbert.weights import Weights
 
 torch = pytest.importorskip("torch")

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from jointbert import _core
-from jointbert.backends import layout
-from jointbert.backends.base import Status
-from jointbert.skeleton import RIGID_BONES
+from jointbert.contract import Status, layout
+from jointbert.skeletons import NYU14
 
 torch = pytest.importorskip("torch")
 from jointbert.models.refiner import JointRefiner, RefinerConfig  # noqa: E402
@@ -21,7 +20,7 @@ from jointbert.models.sequence import REACH, SequenceConfig, SequenceRefiner, re
 ISAS = _core.supported_isas()
 CANONICAL = np.arange(14, dtype=np.int32)
 SHUFFLED = np.random.default_rng(7).permutation(14).astype(np.int32)
-BONES = np.array(RIGID_BONES)
+BONES = np.array(NYU14.rigid_bones)
 LENGTHS = np.array([38.0, 44.0, 46.0, 43.0, 29.0, np.nan, 52.0, 66.0, 64.0])
 """A person's, but for one that was not measured."""
 

@@ -14,7 +14,7 @@ from jointbert.weights import load_weights, shipped
 pytest.importorskip("torch")
 
 from training.data.nyu import TRAINING, VALIDATION, Published, read_published
-from training.validation import gaussian_fill_error, hidden_patterns
+from training.validation import gaussian_fill_error, masked_patterns
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_another_scale_or_view_does_no_harm(refiner: jointbert.Refiner, publishe
 
 def test_masked_joints_beat_a_gaussian(refiner: jointbert.Refiner, published: Published) -> None:
     truth = published.groundtruth[VALIDATION]
-    seen = hidden_patterns(len(truth), 4, seed=11)
+    seen = masked_patterns(len(truth), 4, seed=11)
     filled = refiner(truth, visible=seen.numpy())
     error = np.linalg.norm(filled - truth, axis=-1)[~seen.numpy()].mean()
     assert error < 0.7 * gaussian_fill_error(published.groundtruth[TRAINING], truth, seen)
