@@ -10,11 +10,12 @@ extern "C" std::size_t host_memory(int poses) { return cuda::soft_argmax_depth_m
 extern "C" int host_soft_argmax_depth(const void* values, int element, int poses, int height, int width,
                                       int channels_last, int mode, float beta, int window, const void* weight,
                                       const float* bias, float* uv, float* confidence, std::uint8_t* status,
-                                      float* depth, void* memory, int schedule, unsigned seed, unsigned overlap) {
+                                      float* depth, void* memory, int schedule, unsigned seed,
+                                      unsigned resident_blocks) {
     const auto work = [&] {
-        return cuda::soft_argmax_depth({values, cuda::Element(element), poses, height, width, channels_last != 0},
-                                       {cuda::Peak(mode), beta, window}, {weight, bias, depth},
+        return cuda::soft_argmax_depth({values, cuda::ElementType(element), poses, height, width, channels_last != 0},
+                                       {cuda::PeakMode(mode), beta, window}, {weight, bias, depth},
                                        {uv, confidence, status}, memory, nullptr);
     };
-    return run(schedule, seed, work, overlap);
+    return run(schedule, seed, work, resident_blocks);
 }

@@ -12,12 +12,12 @@ namespace {
 constexpr int kRounds = 3, kLaunches = 5;
 constexpr int kWarmUps = 100;
 constexpr float kWarmUpUs = 30e3f;
-constexpr float kHopeless = 2;  // a split variant that takes so many times the tiles' time is not tried with more poses
+constexpr float kTooSlow = 2;  // a variant that takes so many times the tiles' time is not timed with more poses
 
-// Two events on a stream.
-class Clock {
+// Times launches by two events on a stream.
+class LaunchTimer {
   public:
-    explicit Clock(const Stream& stream) : stream_(stream) {
+    explicit LaunchTimer(const CudaStream& cuda_stream) : cuda_stream_(cuda_stream) {
         try {
             check(cudaEventCreate(&begin_), "cudaEventCreate");
             check(cudaEventCreate(&end_), "cudaEventCreate");
@@ -26,23 +26,23 @@ class Clock {
             throw;
         }
     }
-    ~Clock() { release(); }
-    Clock(const Clock&) = delete;
-    Clock& operator=(const Clock&) = delete;
+    ~LaunchTimer() { release(); }
+    LaunchTimer(const LaunchTimer&) = delete;
+    LaunchTimer& operator=(const LaunchTimer&) = delete;
 
-    // Microseconds of one launch, the best of some rounds; infinite where it can't be launched.
+    // Microseconds a launch, the best of some rounds; infinite where the launch fails.
     template <class Launch>
     float time(const Launch& launch) {
         float best = std::numeric_limits<float>::infinity();
-        for (int round = 0; round <= kRounds; ++round) {  // the first to warm up
-            check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
+        for (int round = 0; round <= kRounds; ++round) {  // the first round warms up
+            check(cudaEventRecord(begin_, cuda_stream_), "cudaEventRecord");
             for (int i = 0; i < (round ? kLaunches : 1); ++i)
                 if (launch() != cudaSuccess) {
                     cudaGetLastError();
                     return std::numeric_limits<float>::infinity();
                 }
-            check(cudaEventRecord(end_, stream_), "cudaEventRecord");
-            stream_.wait();
+            check(cudaEventRecord(end_, cuda_stream_), "cudaEventRecord");
+            cuda_stream_.synchronize();
             if (!round) continue;
             float ms = 0;
             check(cudaEventElapsedTime(&ms, begin_, end_), "cudaEventElapsedTime");
@@ -57,12 +57,12 @@ class Clock {
         if (end_) cudaEventDestroy(end_);
     }
 
-    const Stream& stream_;
+    const CudaStream& cuda_stream_;
     cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
-// Points of a hand's extent: what can't be a hand would take less time.
-std::vector<float> some_hands(int count) {
+// Points with a hand's extent: poses that are not refined would take less time.
+std::vector<float> sample_hands(int count) {
     std::vector<float> joints(std::size_t(count) * kJoints * 3);
     for (std::size_t i = 0; i < joints.size(); i += 3) {
         const float j = float(i / 3 % kJoints);
@@ -77,22 +77,22 @@ std::vector<float> some_hands(int count) {
 
 DeviceRefiner::DeviceRefiner(const void* ends, std::size_t ends_bytes, const void* chunks, std::size_t chunks_bytes,
                              int layers, Precision precision, int device)
-    : number_(device), ends_(ends_bytes, device), chunks_(chunks_bytes, device) {
+    : ordinal_(device), ends_(ends_bytes, device), chunks_(chunks_bytes, device) {
     if (ends_bytes != sizeof(Ends) || layers < 1 || chunks_bytes != std::size_t(layers) * kChunks * sizeof(Chunk))
         throw std::invalid_argument("weights: packed for other kernels");
-    const OnDevice on(device);
-    const BesideCaptures beside;
-    const cudaError_t asked = ask_device(device, device_);
-    pool_.pool = device_.pool;
-    check(asked, "the kernels of the refiner");
-    if (precision == Precision::kBFloat16 && device_.capability < 80)
+    const DeviceGuard guard(device);
+    const RelaxedCaptureGuard relaxed;
+    const cudaError_t queried = query_device(device, properties_);
+    pool_.pool = properties_.pool;
+    check(queried, "the kernels of the refiner");
+    if (precision == Precision::kBFloat16 && properties_.capability < 80)
         throw std::invalid_argument(
-            "precision: this GPU, of compute capability " + std::to_string(device_.capability / 10) + "." +
-            std::to_string(device_.capability % 10) + ", multiplies no bfloat16 (8.0 and later do); take 'f16'");
-    const Stream stream;
-    stream.send(ends_.data(), ends, ends_bytes);
-    stream.send(chunks_.data(), chunks, chunks_bytes);
-    stream.wait();
+            "precision: this GPU, of compute capability " + std::to_string(properties_.capability / 10) + "." +
+            std::to_string(properties_.capability % 10) + ", multiplies no bfloat16 (8.0 and later do); take 'f16'");
+    const CudaStream cuda_stream;
+    cuda_stream.copy_to_device(ends_.data(), ends, ends_bytes);
+    cuda_stream.copy_to_device(chunks_.data(), chunks, chunks_bytes);
+    cuda_stream.synchronize();
     network_ = {ends_.data<const Ends>(), chunks_.data<const Chunk>(), layers, precision};
 }
 
@@ -101,39 +101,41 @@ void DeviceRefiner::measure(const std::vector<int>& sizes) {
     for (std::size_t i = 0; i < sizes.size(); ++i)
         if (sizes[i] <= (i ? sizes[i - 1] : 0))
             throw std::invalid_argument("sizes: expected positive numbers of poses that rise");
-    const OnDevice on(number_);
-    const BesideCaptures beside;
+    const DeviceGuard guard(ordinal_);
+    const RelaxedCaptureGuard relaxed;
     const std::size_t most = std::size_t(sizes.back());
-    const std::vector<float> hands = some_hands(sizes.back());
-    const Memory joints(hands.size() * sizeof(float), number_), refined(hands.size() * sizeof(float), number_);
-    const Memory sigma(most * kJoints * sizeof(float), number_), status(most, number_);
-    const Stream stream;
-    stream.send(joints.data(), hands.data(), hands.size() * sizeof(float));
-    stream.wait();
-    Poses poses{};
+    const std::vector<float> hands = sample_hands(sizes.back());
+    const Memory joints(hands.size() * sizeof(float), ordinal_), refined(hands.size() * sizeof(float), ordinal_);
+    const Memory sigma(most * kJoints * sizeof(float), ordinal_), status(most, ordinal_);
+    const CudaStream cuda_stream;
+    cuda_stream.copy_to_device(joints.data(), hands.data(), hands.size() * sizeof(float));
+    cuda_stream.synchronize();
+    DevicePoses poses{};
     poses.joints = joints.data();
     for (std::size_t j = 0; j < kJoints; ++j) poses.order[j] = static_cast<unsigned char>(j);
     poses.mm_per_unit = 1;
     poses.error_all_mm = std::numeric_limits<float>::quiet_NaN();
-    const Refined out{refined.data(), sigma.data<float>(), status.data<std::uint8_t>(), nullptr, nullptr};
-    Clock clock(stream);
+    const DeviceRefinedPoses out{refined.data(), sigma.data<float>(), status.data<std::uint8_t>(), nullptr, nullptr};
+    LaunchTimer timer(cuda_stream);
     poses.count = sizes.back();
-    const auto launch = [&](Variant variant) { return cuda::refine(device_, network_, poses, out, variant, stream); };
-    float spent = 0;  // an idle GPU's clocks are low
+    const auto launch = [&](Variant variant) {
+        return cuda::refine(properties_, network_, poses, out, variant, cuda_stream);
+    };
+    float spent = 0;  // raises the clocks of an idle GPU
     for (int i = 0; i < kWarmUps && spent < kWarmUpUs; ++i)
-        spent += kRounds * kLaunches * clock.time([&] { return launch(Variant::kTiles); });
+        spent += kRounds * kLaunches * timer.time([&] { return launch(Variant::kTiles); });
     constexpr Variant kAll[] = {Variant::kTiles, Variant::kCluster, Variant::kGrid};
-    bool hopeless[std::size(kAll)] = {};
+    bool too_slow[std::size(kAll)] = {};
     std::vector<Fastest> table;
     for (const int size : sizes) {
         poses.count = size;
         Fastest fastest{size, Variant::kTiles, std::numeric_limits<float>::infinity()};
         float tiles = 0;
         for (std::size_t i = 0; i < std::size(kAll); ++i) {
-            if (hopeless[i] || !has(device_, kAll[i], size)) continue;
-            const float us = clock.time([&] { return launch(kAll[i]); });
+            if (too_slow[i] || !supports(properties_, kAll[i], size)) continue;
+            const float us = timer.time([&] { return launch(kAll[i]); });
             if (i == 0) tiles = us;
-            hopeless[i] = i > 0 && us > kHopeless * tiles;
+            too_slow[i] = i > 0 && us > kTooSlow * tiles;
             if (us < fastest.us) fastest = {size, kAll[i], us};
         }
         table.push_back(fastest);
@@ -144,20 +146,21 @@ void DeviceRefiner::measure(const std::vector<int>& sizes) {
 Variant DeviceRefiner::choose(int poses) const {
     const auto larger =
         std::find_if(measured_.begin(), measured_.end(), [&](const Fastest& f) { return f.poses >= poses; });
-    if (measured_.empty()) return cuda::choose(device_, poses);
+    if (measured_.empty()) return choose_variant(properties_, poses);
     const Variant fastest = larger == measured_.end() ? measured_.back().variant : larger->variant;
-    return has(device_, fastest, poses) ? fastest : cuda::choose(device_, poses);
+    return supports(properties_, fastest, poses) ? fastest : choose_variant(properties_, poses);
 }
 
-void DeviceRefiner::run(const Poses& poses, const Refined& refined, Variant variant, cudaStream_t stream) const {
-    if (!has(device_, variant, poses.count)) {
+void DeviceRefiner::run(const DevicePoses& poses, const DeviceRefinedPoses& refined, Variant variant,
+                        cudaStream_t cuda_stream) const {
+    if (!supports(properties_, variant, poses.count)) {
         const char* kinds[] = {"clusters (compute capability 9.0 and later have them)",
                                "cooperative grid for so many poses", "tiles"};
         throw std::invalid_argument("variant: this GPU runs no " + std::string(kinds[int(variant)]) + "; got " +
                                     std::to_string(poses.count) + " poses");
     }
-    const OnDevice on(number_);
-    check(cuda::refine(device_, network_, poses, refined, variant, stream), "refine");
+    const DeviceGuard guard(ordinal_);
+    check(cuda::refine(properties_, network_, poses, refined, variant, cuda_stream), "refine");
 }
 
 }  // namespace jointbert::cuda

@@ -1,4 +1,4 @@
-#include "stream.h"
+#include "online_sequence.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,26 +7,26 @@
 namespace jointbert {
 namespace {
 
-// Sums of integers forget what is taken away again, those of floating-point numbers keep a rounding error for ever. A
-// logarithm of a double is below 710, so that 512 of them fit.
+// Roughness is summed in integers: a floating-point sum would keep the rounding errors of frames that are removed
+// again. A logarithm of a double is below 710, so that 512 of them fit.
 constexpr double kRoughnessSteps = double(std::int64_t(1) << 40);
 
 std::int64_t steps(double log_roughness) { return std::llrint(log_roughness * kRoughnessSteps); }
 
 template <typename T>
-Refined<T> into(StreamResult::Joints<T>& joints, StreamResult& result) {
+RefinedPoses<T> into(OnlineResult::Joints<T>& joints, OnlineResult& result) {
     return {joints.data(), result.sigma.data(), &result.status, &result.size_mm, &result.chirality};
 }
 
 }  // namespace
 
-void Tally::clear() {
+void RunningTraits::clear() {
     std::fill_n(length_counts_, kRigidBoneCount, std::size_t(0));
     std::fill_n(roughness_, kJoints, std::int64_t(0));
     std::fill_n(roughness_counts_, kJoints, std::size_t(0));
 }
 
-void Tally::add(const Traits& traits) {
+void RunningTraits::add(const Traits& traits) {
     for (std::size_t bone = 0; bone < kRigidBoneCount; ++bone) {
         const double length = traits.lengths[bone];
         if (std::isnan(length)) continue;
@@ -42,7 +42,7 @@ void Tally::add(const Traits& traits) {
     }
 }
 
-void Tally::remove(const Traits& traits) {
+void RunningTraits::remove(const Traits& traits) {
     for (std::size_t bone = 0; bone < kRigidBoneCount; ++bone) {
         const double length = traits.lengths[bone];
         if (std::isnan(length)) continue;
@@ -57,7 +57,7 @@ void Tally::remove(const Traits& traits) {
     }
 }
 
-Traits Tally::typical() const {
+Traits RunningTraits::typical() const {
     Traits result = kUnknown;
     for (std::size_t bone = 0; bone < kRigidBoneCount; ++bone)
         if (const std::size_t count = length_counts_[bone]; count >= kKnownFrames)
@@ -68,21 +68,21 @@ Traits Tally::typical() const {
     return result;
 }
 
-Stream::Stream(std::shared_ptr<const SequenceRefiner> refiner, const StreamOptions& options)
+OnlineSequence::OnlineSequence(std::shared_ptr<const SequenceRefiner> refiner, const OnlineOptions& options)
     : refiner_(std::move(refiner)),
       options_(options),
       frames_(kReach + 1 + options.look_ahead),
       pending_(1 + options.look_ahead),
-      told_(kHistoryFrames) {}
+      history_(kHistoryFrames) {}
 
 template <typename T>
-std::optional<StreamResult> Stream::push(const StreamFrame<T>& given) {
+std::optional<OnlineResult> OnlineSequence::push(const OnlineFrame<T>& given) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const std::size_t t = taken_;
+    const std::size_t t = received_;
     Frame& now = frame(t);
-    StreamResult& result = pending(t).result;
+    OnlineResult& result = pending(t).result;
 
-    auto& joints = result.joints.template emplace<StreamResult::Joints<T>>();
+    auto& joints = result.joints.template emplace<OnlineResult::Joints<T>>();
     const std::uint8_t mirror = options_.mirror;
     const Poses<T> poses{
         given.joints,  1, options_.permutation, options_.mm_per_unit, &mirror, given.visible, given.confidence,
@@ -98,30 +98,30 @@ std::optional<StreamResult> Stream::push(const StreamFrame<T>& given) {
     }
     now.segment = cuts_.next(now);
 
-    if (t >= kHistoryFrames && told(t).segment == tally_segment_) tally_.remove(told(t).traits);
-    told(t) = {now.segment, traits(now, t >= 1 ? &frame(t - 1) : nullptr, t >= 2 ? &frame(t - 2) : nullptr)};
-    if (now.segment == tally_segment_) tally_.add(told(t).traits);
-    ++taken_;
-    if (taken_ <= options_.look_ahead) return std::nullopt;
-    return give();
+    if (t >= kHistoryFrames && history(t).segment == running_segment_) running_.remove(history(t).traits);
+    history(t) = {now.segment, traits(now, t >= 1 ? &frame(t - 1) : nullptr, t >= 2 ? &frame(t - 2) : nullptr)};
+    if (now.segment == running_segment_) running_.add(history(t).traits);
+    ++received_;
+    if (received_ <= options_.look_ahead) return std::nullopt;
+    return emit();
 }
 
-StreamResult Stream::give() {
-    const std::size_t t = given_++;
+OnlineResult OnlineSequence::emit() {
+    const std::size_t t = emitted_++;
     const Frame& now = frame(t);
-    if (now.segment != tally_segment_) {  // t is that segment's first frame
-        tally_.clear();
-        tally_segment_ = now.segment;
-        for (std::size_t i = t; i < taken_; ++i)
-            if (told(i).segment == tally_segment_) tally_.add(told(i).traits);
+    if (now.segment != running_segment_) {  // t is that segment's first frame
+        running_.clear();
+        running_segment_ = now.segment;
+        for (std::size_t i = t; i < received_; ++i)
+            if (history(i).segment == running_segment_) running_.add(history(i).traits);
     }
-    StreamResult& result = pending(t).result;
+    OnlineResult& result = pending(t).result;
     if (!now.usable) return result;
 
-    Traits known = tally_.typical();
+    Traits known = running_.typical();
     set_lengths(options_.lengths_mm, known);
     Around around{};
-    for (std::size_t i = t - std::min(t, kReach); i < taken_ && i <= t + kReach; ++i)
+    for (std::size_t i = t - std::min(t, kReach); i < received_ && i <= t + kReach; ++i)
         if (frame(i).segment == now.segment) around[kReach + i - t] = &frame(i);
     float features[kJoints * kSequenceFeatures], output[kJoints * kOutputs];
     sequence_features(around, known, features);
@@ -139,38 +139,38 @@ StreamResult Stream::give() {
     return result;
 }
 
-std::vector<StreamResult> Stream::flush() {
+std::vector<OnlineResult> OnlineSequence::flush() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::vector<StreamResult> rest;
-    rest.reserve(taken_ - given_);
-    while (given_ < taken_) rest.push_back(give());
+    std::vector<OnlineResult> rest;
+    rest.reserve(received_ - emitted_);
+    while (emitted_ < received_) rest.push_back(emit());
     clear();
     return rest;
 }
 
-void Stream::reset() {
+void OnlineSequence::reset() {
     const std::lock_guard<std::mutex> lock(mutex_);
     clear();
 }
 
-void Stream::clear() {
-    taken_ = given_ = 0;
+void OnlineSequence::clear() {
+    received_ = emitted_ = 0;
     cuts_ = Cuts{};
-    tally_.clear();
-    tally_segment_ = 0;
+    running_.clear();
+    running_segment_ = 0;
 }
 
-BoneLengths Stream::bone_lengths() const {
+BoneLengths OnlineSequence::bone_lengths() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<Traits> same;
-    for (std::size_t t = taken_ - std::min(taken_, kHistoryFrames); t < taken_; ++t)
-        if (told(t).segment == told(taken_ - 1).segment) same.push_back(told(t).traits);
+    for (std::size_t t = received_ - std::min(received_, kHistoryFrames); t < received_; ++t)
+        if (history(t).segment == history(received_ - 1).segment) same.push_back(history(t).traits);
     Traits known = typical(same.data(), same.size());
     set_lengths(options_.lengths_mm, known);
     return known.lengths;
 }
 
-template std::optional<StreamResult> Stream::push(const StreamFrame<float>&);
-template std::optional<StreamResult> Stream::push(const StreamFrame<double>&);
+template std::optional<OnlineResult> OnlineSequence::push(const OnlineFrame<float>&);
+template std::optional<OnlineResult> OnlineSequence::push(const OnlineFrame<double>&);
 
 }  // namespace jointbert

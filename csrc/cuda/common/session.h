@@ -1,5 +1,5 @@
-// Work for a GPU, recorded once and replayed: input from pinned memory, whatever was enqueued, output to pinned memory,
-// one CUDA graph for each size of batch. What is recorded may come from anybody who can enqueue on a given stream.
+// CUDA graphs behind host arrays. For each batch size one graph copies the inputs from pinned memory, runs the captured
+// work, and copies the outputs to pinned memory. Any code that enqueues on the session's stream can be captured.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,15 +15,15 @@ namespace jointbert::cuda {
 
 class GraphSession {
   public:
-    // Bytes of one row of each input and output, and how many rows there may be. Throws std::runtime_error with the
-    // name of the CUDA call that failed, as does all below.
+    // `inputs` and `outputs`: bytes of one row of each; `rows`: the most rows. Throws, as do the functions below,
+    // std::runtime_error that names the CUDA call that failed.
     GraphSession(std::vector<std::size_t> inputs, std::vector<std::size_t> outputs, std::size_t rows, int device);
-    ~GraphSession();  // waits for what runs
+    ~GraphSession();  // waits for the stream
     GraphSession(const GraphSession&) = delete;
     GraphSession& operator=(const GraphSession&) = delete;
 
-    cudaStream_t stream() const { return stream_; }
-    // Where inputs and outputs lie on the device; they stay there.
+    cudaStream_t cuda_stream() const { return cuda_stream_; }
+    // Device addresses of inputs and outputs; they never change.
     void* input(std::size_t i) const { return inputs_.at(i).device; }
     void* output(std::size_t i) const { return outputs_.at(i).device; }
     std::size_t inputs() const { return inputs_.size(); }
@@ -31,17 +31,17 @@ class GraphSession {
     std::size_t input_row_bytes(std::size_t i) const { return inputs_.at(i).row_bytes; }
     std::size_t output_row_bytes(std::size_t i) const { return outputs_.at(i).row_bytes; }
 
-    // Between begin and end, what is enqueued on the stream becomes part of the graph for batches of up to `rows`.
-    // `abandon` forgets it. All three are the same thread's; others wait.
+    // Work enqueued on the stream between begin and end becomes the graph for batches of up to `rows`; abandon ends the
+    // capture without a graph. One thread calls all three; meanwhile others wait.
     void begin(std::size_t rows);
     void end();
     void abandon();
 
-    // The recorded sizes of batch.
+    // The captured batch sizes.
     std::vector<std::size_t> recorded() const;
 
-    // One array for each input and output. Copies `rows` rows in, replays the graph of the smallest size that holds
-    // them, and copies as many out. Rows behind them hold what was there before. Waits for the result. Throws
+    // Copies `rows` rows of each input in, replays the smallest graph that has room for them, waits, and copies as many
+    // rows of each output out. The graph's remaining rows keep the contents of an earlier run. Throws
     // std::invalid_argument where no graph is large enough.
     void run(std::size_t rows, const std::vector<const void*>& inputs, const std::vector<void*>& outputs);
 
@@ -56,7 +56,7 @@ class GraphSession {
     std::vector<Buffer> inputs_, outputs_;
     std::size_t rows_, recording_ = 0;
     int device_;
-    cudaStream_t stream_ = nullptr;
+    cudaStream_t cuda_stream_ = nullptr;
     std::map<std::size_t, cudaGraphExec_t> graphs_;
     mutable std::recursive_mutex mutex_;
 };

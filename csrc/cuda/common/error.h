@@ -1,4 +1,4 @@
-// What a CUDA call says of itself, as an exception with the call's name.
+// A failed CUDA call becomes an exception that names the call.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -9,10 +9,10 @@ namespace jointbert::cuda {
 GraphSession::GraphSession(std::vector<std::size_t> inputs, std::vector<std::size_t> outputs, std::size_t rows,
                            int device)
     : rows_(rows), device_(device) {
-    const OnDevice on(device);
-    const BesideCaptures beside;
+    const DeviceGuard guard(device);
+    const RelaxedCaptureGuard relaxed;
     try {
-        check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+        check(cudaStreamCreateWithFlags(&cuda_stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
         const auto make = [&](const std::vector<std::size_t>& sizes, std::vector<Buffer>& buffers) {
             for (const std::size_t size : sizes) {
                 Buffer& buffer = buffers.emplace_back();
@@ -33,8 +33,8 @@ GraphSession::GraphSession(std::vector<std::size_t> inputs, std::vector<std::siz
 GraphSession::~GraphSession() {
     int before = 0;
     if (cudaGetDevice(&before) == cudaSuccess) cudaSetDevice(device_);
-    const BesideCaptures beside;
-    if (stream_) cudaStreamSynchronize(stream_);
+    const RelaxedCaptureGuard relaxed;
+    if (cuda_stream_) cudaStreamSynchronize(cuda_stream_);
     release();
     cudaSetDevice(before);
 }
@@ -46,7 +46,7 @@ void GraphSession::release() {
             cudaFreeHost(buffer.host);
             cudaFree(buffer.device);
         }
-    if (stream_) cudaStreamDestroy(stream_);
+    if (cuda_stream_) cudaStreamDestroy(cuda_stream_);
 }
 
 void GraphSession::begin(std::size_t rows) {
@@ -55,14 +55,15 @@ void GraphSession::begin(std::size_t rows) {
                                     std::to_string(rows_));
     std::unique_lock<std::recursive_mutex> lock(mutex_);
     if (recording_) throw std::invalid_argument("capture: another one has not ended");
-    const OnDevice on(device_);
-    // Other threads may go on with what a capture forbids in its own.
-    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    const DeviceGuard guard(device_);
+    // Thread-local mode: other threads may use calls that a capture forbids in its own thread.
+    check(cudaStreamBeginCapture(cuda_stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
     recording_ = rows;
-    lock.release();  // until end or abandon
+    lock.release();  // end or abandon unlocks
     try {
         for (const Buffer& buffer : inputs_)
-            check(cudaMemcpyAsync(buffer.device, buffer.host, buffer.row_bytes * rows, cudaMemcpyHostToDevice, stream_),
+            check(cudaMemcpyAsync(buffer.device, buffer.host, buffer.row_bytes * rows, cudaMemcpyHostToDevice,
+                                  cuda_stream_),
                   "cudaMemcpyAsync");
     } catch (...) {
         abandon();
@@ -72,13 +73,14 @@ void GraphSession::begin(std::size_t rows) {
 
 void GraphSession::end() {
     if (!recording_) throw std::invalid_argument("capture: none has begun");
-    const OnDevice on(device_);
+    const DeviceGuard guard(device_);
     const std::size_t rows = recording_;
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t ready = nullptr;
     try {
         for (const Buffer& buffer : outputs_)
-            check(cudaMemcpyAsync(buffer.host, buffer.device, buffer.row_bytes * rows, cudaMemcpyDeviceToHost, stream_),
+            check(cudaMemcpyAsync(buffer.host, buffer.device, buffer.row_bytes * rows, cudaMemcpyDeviceToHost,
+                                  cuda_stream_),
                   "cudaMemcpyAsync");
     } catch (...) {
         abandon();
@@ -86,8 +88,8 @@ void GraphSession::end() {
     }
     recording_ = 0;
     const std::unique_lock<std::recursive_mutex> lock(mutex_, std::adopt_lock);
-    check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
-    const BesideCaptures beside;  // others'
+    check(cudaStreamEndCapture(cuda_stream_, &graph), "cudaStreamEndCapture");
+    const RelaxedCaptureGuard relaxed;  // captures of other threads
     const cudaError_t code = cudaGraphInstantiate(&ready, graph, 0);
     cudaGraphDestroy(graph);
     check(code, "cudaGraphInstantiate");
@@ -101,9 +103,9 @@ void GraphSession::abandon() {
     recording_ = 0;
     const std::unique_lock<std::recursive_mutex> lock(mutex_, std::adopt_lock);
     cudaGraph_t graph = nullptr;
-    cudaStreamEndCapture(stream_, &graph);
+    cudaStreamEndCapture(cuda_stream_, &graph);
     if (graph) cudaGraphDestroy(graph);
-    cudaGetLastError();  // what broke the capture is not the next call's error
+    cudaGetLastError();  // clears the error: the next call must not report it
 }
 
 std::vector<std::size_t> GraphSession::recorded() const {
@@ -122,11 +124,11 @@ void GraphSession::run(std::size_t rows, const std::vector<const void*>& inputs,
             "batch: got " + std::to_string(rows) +
             (graphs_.empty() ? "; nothing was captured yet"
                              : "; the largest that was captured is " + std::to_string(graphs_.rbegin()->first)));
-    const OnDevice on(device_);
+    const DeviceGuard guard(device_);
     for (std::size_t i = 0; i < inputs_.size(); ++i)
         std::memcpy(inputs_[i].host, inputs[i], inputs_[i].row_bytes * rows);
-    check(cudaGraphLaunch(found->second, stream_), "cudaGraphLaunch");
-    check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    check(cudaGraphLaunch(found->second, cuda_stream_), "cudaGraphLaunch");
+    check(cudaStreamSynchronize(cuda_stream_), "cudaStreamSynchronize");
     for (std::size_t i = 0; i < outputs_.size(); ++i)
         std::memcpy(outputs[i], outputs_[i].host, outputs_[i].row_bytes * rows);
 }

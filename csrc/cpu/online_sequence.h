@@ -1,4 +1,4 @@
-// A sequence that comes frame by frame, refined while it comes.
+// Online refinement: a sequence that arrives frame by frame.
 #pragma once
 
 #include <array>
@@ -17,7 +17,7 @@
 
 namespace jointbert {
 
-struct StreamOptions {
+struct OnlineOptions {
     std::array<std::size_t, kJoints> permutation;
     double mm_per_unit;
     bool mirror;
@@ -27,14 +27,14 @@ struct StreamOptions {
 
 // A frame as the user gave it; null pointers as in Poses.
 template <typename T>
-struct StreamFrame {
+struct OnlineFrame {
     const T* joints;              // [14, 3]
     const std::uint8_t* visible;  // [14]
     const float* confidence;      // [14]
     const float* error_mm;        // [14]
 };
 
-struct StreamResult {
+struct OnlineResult {
     template <typename T>
     using Joints = std::array<T, kJoints * 3>;
 
@@ -44,8 +44,8 @@ struct StreamResult {
     float size_mm, chirality;
 };
 
-// The typical traits of frames that come and go.
-class Tally {
+// Typical traits of a set of frames, kept up to date as frames are added and removed.
+class RunningTraits {
   public:
     void clear();
     void add(const Traits& traits);
@@ -53,63 +53,63 @@ class Tally {
     Traits typical() const;
 
   private:
-    std::array<double, kHistoryFrames> lengths_[kRigidBoneCount];  // in order
+    std::array<double, kHistoryFrames> lengths_[kRigidBoneCount];  // sorted
     std::size_t length_counts_[kRigidBoneCount] = {};
-    std::int64_t roughness_[kJoints] = {};  // sums; see stream.cpp
+    std::int64_t roughness_[kJoints] = {};  // sums; see online_sequence.cpp
     std::size_t roughness_counts_[kJoints] = {};
 };
 
-// One sequence. Each frame goes through the first stage when it comes, and through the second when the `look_ahead`
-// frames after it have come, or when the sequence ends. What is known of the person and of the roughness comes from the
-// last kHistoryFrames frames of that frame's segment. All memory is allocated at construction. Calls from several
-// threads come one after the other.
-class Stream {
+// One sequence. Each frame goes through the first stage when it arrives, and through the second when `look_ahead` more
+// frames have arrived, or when the sequence ends. Bone lengths and roughness are those of the last kHistoryFrames
+// frames of the frame's segment. All memory is allocated at construction. A mutex serialises calls from several
+// threads.
+class OnlineSequence {
   public:
-    Stream(std::shared_ptr<const SequenceRefiner> refiner, const StreamOptions& options);
+    OnlineSequence(std::shared_ptr<const SequenceRefiner> refiner, const OnlineOptions& options);
 
-    // Takes the next frame and gives the one `look_ahead` frames before it, once that is there.
+    // Takes the next frame. Returns the frame `look_ahead` frames before it, if there is one.
     template <typename T>
-    std::optional<StreamResult> push(const StreamFrame<T>& frame);
+    std::optional<OnlineResult> push(const OnlineFrame<T>& frame);
 
-    // Gives the frames that have not been given yet, and begins anew.
-    std::vector<StreamResult> flush();
+    // Ends the sequence: returns the frames that push has not returned, and resets.
+    std::vector<OnlineResult> flush();
 
     void reset();
 
-    // The current person's, as of the last frame.
+    // The person's, as known after the last frame.
     BoneLengths bone_lengths() const;
 
   private:
     // A frame that has been through the first stage.
     struct Pending {
-        Hidden hidden;
-        StreamResult result;
+        HiddenState hidden;
+        OnlineResult result;
     };
-    struct Told {
+    struct FrameTraits {
         std::size_t segment;
         Traits traits;
     };
 
-    // Rings, in which frame t stands at t modulo the size.
+    // Ring buffers: frame t is at t modulo the size.
     Frame& frame(std::size_t t) { return frames_[t % frames_.size()]; }
     Pending& pending(std::size_t t) { return pending_[t % pending_.size()]; }
-    Told& told(std::size_t t) { return told_[t % kHistoryFrames]; }
-    const Told& told(std::size_t t) const { return told_[t % kHistoryFrames]; }
+    FrameTraits& history(std::size_t t) { return history_[t % kHistoryFrames]; }
+    const FrameTraits& history(std::size_t t) const { return history_[t % kHistoryFrames]; }
 
-    StreamResult give();
+    OnlineResult emit();
     void clear();
 
     const std::shared_ptr<const SequenceRefiner> refiner_;
-    const StreamOptions options_;
+    const OnlineOptions options_;
     mutable std::mutex mutex_;
 
-    std::size_t taken_ = 0, given_ = 0;  // frames
+    std::size_t received_ = 0, emitted_ = 0;  // frames
     std::vector<Frame> frames_;
     std::vector<Pending> pending_;
-    std::vector<Told> told_;
+    std::vector<FrameTraits> history_;
     Cuts cuts_;
-    Tally tally_;  // of the told frames in the segment of the next frame that is given
-    std::size_t tally_segment_ = 0;
+    RunningTraits running_;            // of the frames in history_ of segment running_segment_
+    std::size_t running_segment_ = 0;  // that of the next frame to be emitted
 };
 
 }  // namespace jointbert
