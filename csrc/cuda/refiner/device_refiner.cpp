@@ -79,7 +79,10 @@ DeviceRefiner::DeviceRefiner(const void* ends, std::size_t ends_bytes, const voi
                              int layers, Precision precision, int device)
     : ordinal_(device), ends_(ends_bytes, device), chunks_(chunks_bytes, device) {
     if (ends_bytes != sizeof(Ends) || layers < 1 || chunks_bytes != std::size_t(layers) * kChunks * sizeof(Chunk))
-        throw std::invalid_argument("weights: packed for other kernels");
+        throw std::invalid_argument(
+            "weights: got " + std::to_string(ends_bytes) + " and " + std::to_string(chunks_bytes) + " bytes for " +
+            std::to_string(layers) + " layers; the kernels, for " + std::to_string(kJoints) + " joints, take " +
+            std::to_string(sizeof(Ends)) + " and " + std::to_string(kChunks * sizeof(Chunk)) + " a layer");
     const DeviceGuard guard(device);
     const RelaxedCaptureGuard relaxed;
     const cudaError_t queried = query_device(device, properties_);
