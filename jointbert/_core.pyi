@@ -134,8 +134,9 @@ class SequenceRefiner:
 
         Returns:
             ``(9,)`` median lengths of ``RIGID_BONES`` after the first stage, in millimetres, of an even number the lower
-            median, NaN where fewer than ``KNOWN_FRAMES`` frames measured one; in how many frames each was measured, ``(9,)``: those that were refined and
-            have both ends observed; and status, size and chirality ``(N,)`` of the frames, as :meth:`Refiner.run`.
+            median, NaN where fewer than ``KNOWN_FRAMES`` frames measured one; ``(9,)`` counts of the frames that
+            measured each, refined ones with both ends observed; and status, size and chirality ``(N,)`` of the frames, as
+            :meth:`Refiner.run`.
         """
 
     def stream(
