@@ -71,6 +71,7 @@ def gpu(emulated_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterato
     control.fake_devices(1, 90, 13000)
     control.fake_host_address(None)
     control.fake_fail(b"")
+    control.fake_skip_launches(0)
     device_arrays._under_way.clear()
     device_arrays._recorded.clear()
     load_module.cache_clear()

@@ -40,9 +40,9 @@ def test_freeing_memory_releases_the_gil(gpu: ctypes.CDLL, emulated_module: Modu
 
 
 def test_the_fastest_measured_variant_is_chosen(
-    few: np.ndarray, small: Path, gpu: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+    few: np.ndarray, small: Path, gpu: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, full: bool
 ) -> None:
-    """The best of three rounds of five launches counts, for each size that is measured."""
+    """The best of three rounds of five launches counts, for each size that is measured. Timed kernels run with --full."""
     before = CudaBackend(load_weights(small))
     unmeasured = [before.refiner(0).choose(n) for n in (1, 4, 5000)]
     assert before.refiner(0).measured == []
@@ -53,7 +53,9 @@ def test_the_fastest_measured_variant_is_chosen(
         for ms in times:
             gpu.fake_event_time(ms)
     backend = CudaBackend(load_weights(small))
+    gpu.fake_skip_launches(not full)
     refiner = backend.refiner(0)
+    gpu.fake_skip_launches(False)
     rows = [(1, 0, 200.0), (2, 1, 380.0), (4, 2, 400.0)]
     assert [(n, v) for n, v, _ in refiner.measured] == [(n, v) for n, v, _ in rows]
     np.testing.assert_allclose([us for _, _, us in refiner.measured], [us for _, _, us in rows], rtol=1e-6)
@@ -64,6 +66,7 @@ def test_the_fastest_measured_variant_is_chosen(
         np.testing.assert_array_equal(backend.run(part).joints, before.run(part).joints)
     assert unmeasured[0] != 2
     # Where the measured variant does not run so many poses, another does.
+    gpu.fake_skip_launches(not full)
     monkeypatch.setattr(CudaBackend, "measured_sizes", (2,))
     for ms in (1e3, 1e3, 1e3, *(2, 2, 2), *(3, 3, 3), *(1, 1, 1)):
         gpu.fake_event_time(ms)

@@ -14,6 +14,7 @@ from tests.support.fake_gpu import GpuArray, to_numpy
 pytestmark = pytest.mark.usefixtures("gpu")
 
 
+@pytest.mark.sanitize
 def test_heatmaps_of_any_library(emulated_module: ModuleType) -> None:
     """Arrays of any library in, of the same library out."""
     rng = np.random.default_rng(0)
@@ -46,6 +47,7 @@ def test_heatmaps_of_any_library(emulated_module: ModuleType) -> None:
     assert (none.uv.shape, none.depth.shape) == ((0, 6, 14, 2), (0, 6, 14))
 
 
+@pytest.mark.sanitize
 def test_heatmap_arguments_are_checked(emulated_module: ModuleType) -> None:
     maps, weight, bias = np.zeros((2, 14, 8, 8), np.float32), np.zeros((14, 14 * 64), np.float32), np.zeros(14, np.float32)
     with pytest.raises(TypeError, match="heatmaps: got ndarray; expected an array on a GPU"):

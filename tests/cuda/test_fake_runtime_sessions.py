@@ -22,6 +22,7 @@ from tests.support.fake_gpu import GpuArray, empty_session, enqueue_copy, launch
 pytestmark = pytest.mark.usefixtures("gpu")
 
 
+@pytest.mark.sanitize
 def test_a_session_replays_the_captured_work() -> None:
     session = GraphSession({"x": ((3,), "float32")}, {"y": ((3,), "float32")}, rows=8)
     recorded: list[int] = []
@@ -33,6 +34,7 @@ def test_a_session_replays_the_captured_work() -> None:
     assert recorded == [2, 8]  # Python enqueues once for each size
 
 
+@pytest.mark.sanitize
 def test_arguments_of_a_session_are_checked(gpu: ctypes.CDLL) -> None:
     session = GraphSession({"x": ((3,), "float32")}, {"y": ((3,), "float32")}, rows=8)
     x = np.zeros((2, 3), np.float32)
@@ -82,6 +84,7 @@ def test_arguments_of_a_session_are_checked(gpu: ctypes.CDLL) -> None:
     np.testing.assert_array_equal(session(x=x)["y"], x)
 
 
+@pytest.mark.sanitize
 def test_a_failed_capture_leaves_the_session_unchanged(gpu: ctypes.CDLL) -> None:
     session = GraphSession({"x": ((), "uint8")}, {"y": ((), "uint8")}, rows=4)
     session.capture(enqueue_copy(session, []), batches=(4,))
@@ -129,6 +132,7 @@ def test_first_launch_and_new_sessions_during_a_capture(
     assert gpu.fake_end_foreign_capture() == 0
 
 
+@pytest.mark.sanitize
 def test_a_graph_keeps_its_scratch_and_copies_alive(few: np.ndarray, make: Callable[..., Refiner], gpu: ctypes.CDLL) -> None:
     """Several calls in one capture, with scratch memory and converted copies; other calls between capture and replay."""
     rng = np.random.default_rng(0)
@@ -174,6 +178,7 @@ def test_a_replay_releases_the_gil(gpu: ctypes.CDLL) -> None:
     assert flag.value == 1  # -1: the replay timed out
 
 
+@pytest.mark.sanitize
 def test_a_thread_that_waits_for_a_capture_does_not_block_it() -> None:
     session = GraphSession({"x": ((), "uint8")}, {"y": ((), "uint8")}, rows=4)
     seen: list[tuple[int, ...]] = []
@@ -189,6 +194,7 @@ def test_a_thread_that_waits_for_a_capture_does_not_block_it() -> None:
     assert seen == [(4,)]
 
 
+@pytest.mark.sanitize
 def test_a_session_frees_its_memory(gpu: ctypes.CDLL) -> None:
     before = gpu.fake_allocations()
     session = GraphSession({"x": ((3,), "float32")}, {"y": ((3,), "float32")}, rows=8)
