@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from jointbert.skeleton import PALM_TO_MID, RIGID_BONES
+from jointbert.skeletons import NYU14
+from jointbert.skeletons.nyu14 import PALM_TO_MID
 
-PROJECTION_BONES = RIGID_BONES + PALM_TO_MID
+PROJECTION_BONES = NYU14.rigid_bones + PALM_TO_MID
 
 
 def bone_projection(poses: np.ndarray, iterations: int = 3, stiffness: float = 0.3) -> np.ndarray:

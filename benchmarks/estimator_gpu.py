@@ -37,10 +37,10 @@ def main(
 ) -> None:
     """Print the table and add it to benchmarks/results/<device>.json."""
     gpu.require()
-    from jointbert.backends.cuda import load_module
+    from jointbert.cuda.module import load_module
 
     try:
-        from jointbert.backends.torch_estimator import TorchEstimator
+        from jointbert.estimator.torch_runtime import TorchEstimator
         from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
     except ImportError as error:
         typer.echo(f"Error: the estimator needs torchvision ({error})", err=True)

@@ -25,7 +25,7 @@ import jointbert
 from benchmarks.common import Batches, numbers
 from jointbert.bench import cpu_name, interleaved, pin
 from jointbert.camera import NYU
-from jointbert.estimate import Estimator
+from jointbert.estimator import Estimator
 
 
 def main(

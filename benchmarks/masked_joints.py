@@ -15,7 +15,7 @@ import typer
 
 import jointbert
 from benchmarks.common import Data, Stride, Weights
-from jointbert.skeleton import FINGERS
+from jointbert.skeletons import NYU14
 
 
 def nearest_fill(train: np.ndarray, pose: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -41,7 +41,7 @@ def nearest_fill(train: np.ndarray, pose: np.ndarray, seen: np.ndarray) -> np.nd
 def finger_patterns(frames: int, seed: int) -> np.ndarray:
     """``(frames, 14)`` bool with one random finger of each frame masked (False)."""
     seen = np.ones((frames, 14), dtype=bool)
-    fingers = list(FINGERS.values())
+    fingers = list(NYU14.fingers.values())
     for row, finger in zip(seen, np.random.default_rng(seed).integers(len(fingers), size=frames), strict=True):
         row[list(fingers[finger])] = False
     return seen

@@ -24,8 +24,8 @@ import typer
 import jointbert
 from benchmarks.baselines import BASELINES
 from benchmarks.common import Data, Weights, mpjpe
+from jointbert import JOINT_NAMES
 from jointbert.evaluation.metrics import FITTED, NYU_RANGES, SELECTED, acceleration_error, relative_gain
-from jointbert.skeleton import JOINT_NAMES
 from training.data.nyu import Published, read_published
 from training.errors import one_sentence
 from training.validation import masked_patterns

@@ -36,14 +36,14 @@ def main(
     import torch
 
     import jointbert
-    from jointbert.backends import load_backend
     from jointbert.export.onnx import export_refiner
     from jointbert.models.refiner import JointRefiner, encode
+    from jointbert.runtimes import load, runtime
     from jointbert.weights import load_weights
 
     torch.set_num_threads(threads)
     refiner = jointbert.Refiner(weights, "native", threads)
-    isa = getattr(load_backend("native", load_weights(weights), 1), "isa", "?")
+    isa = load(runtime("native"), load_weights(weights), 1).detail
     model = JointRefiner.load(weights)
     with tempfile.TemporaryDirectory() as folder:
         export_refiner(Path(folder) / "refiner.onnx", weights)

@@ -29,9 +29,9 @@ def main(
 ) -> None:
     """Print the tables and add them to benchmarks/results/<device>.json."""
     from jointbert import Refiner, load_demo
-    from jointbert.backends.cuda import CudaBackend, DeviceBatch, DeviceResult
-    from jointbert.device_arrays import read
+    from jointbert.cuda.arrays import read
     from jointbert.models.refiner import JointRefiner
+    from jointbert.runtimes.cuda import CudaBackend, DeviceBatch, DeviceResult
     from jointbert.weights import load_weights
 
     gpu.require()

@@ -27,7 +27,7 @@ def main(
     compiled: Annotated[bool, typer.Option(help="Measure torch.compile, too.")] = True,
 ) -> None:
     """Print the table and add it to benchmarks/results/<device>.json."""
-    from jointbert.backends.cuda import load_module
+    from jointbert.cuda.module import load_module
     from jointbert.models import operators
     from jointbert.models.heatmap import soft_argmax
 

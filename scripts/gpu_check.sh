@@ -53,7 +53,7 @@ part build 150 cmake --build "$build" --parallel
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 JOINTBERT_NEEDS_GPU=1 # GPU tests fail instead of being skipped
 part module 60 "$python" -c "
 from jointbert import _cuda
-from jointbert.backends.cuda import CudaBackend
+from jointbert.runtimes.cuda import CudaBackend
 from jointbert.weights import load_weights
 count, why = _cuda.devices()
 assert count, why

@@ -1,8 +1,8 @@
-"""Writes the README's GPU figures from benchmarks/results.
+"""Writes the GPU figures of docs/gpu.md from benchmarks/results.
 
     python scripts/gpu_figures.py
 
-The figures are written between the two marks in the README. Without results the text says that nothing was measured yet.
+The figures are written between the two marks in docs/gpu.md. Without results the text says that nothing was measured yet.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- GPU figures: scripts/gpu_figures.py writes them -->\n", "<!-- end of GPU figures -->\n"
-NOTHING = "Not yet measured: no GPU was at hand. What a model of an H100 predicts is in [docs/gpu.md](docs/gpu.md).\n"
+NOTHING = "Not yet measured: no GPU was at hand. What a model of an H100 predicts is [below](#what-a-model-of-an-h100-predicts).\n"
 REFINER_BATCHES, HEATMAP_BATCHES = (1, 16, 256, 4096), (1, 256)
 
 
@@ -62,18 +62,18 @@ def in_order(question: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def replaced(readme: str, results: Path) -> str:
-    """The README with the figures of the results folder.
+    """The page with the figures of the results folder.
 
     Raises:
-        ValueError: the README has no marks.
+        ValueError: the page has no marks.
     """
     before, _, rest = readme.partition(BEGIN)
     _, mark, after = rest.partition(END)
     if not mark:
-        raise ValueError("README.md: the marks of the GPU figures are missing")
+        raise ValueError("docs/gpu.md: the marks of the GPU figures are missing")
     return before + BEGIN + figures(results) + END + after
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
+    path = ROOT / "docs" / "gpu.md"
     path.write_text(replaced(path.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"), encoding="utf-8")

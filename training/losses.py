@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jointbert.backends.layout import LOG_SIGMA_RANGE, SCALE_MM
+from jointbert.contract.layout import LOG_SIGMA_RANGE, SCALE_MM
 
 
 def l2(output: Tensor, target: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointbert.backends.layout import SCALE_MM
+from jointbert.contract.layout import SCALE_MM
 from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
 from training import losses
 from training.config import Experiment

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointbert.backends.layout import LOG_SIGMA_RANGE, MIN_JOINTS, SCALE_MM
+from jointbert.contract.layout import LOG_SIGMA_RANGE, MIN_JOINTS, SCALE_MM
 from jointbert.models.refiner import JointRefiner
 from jointbert.models.sequence import (
     REACH,

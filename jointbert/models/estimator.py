@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jointbert.backends.layout import ESTIMATOR_LAYOUT
 from jointbert.camera import Camera
+from jointbert.contract.layout import ESTIMATOR_LAYOUT
+from jointbert.inputs.estimator import check_camera_images, check_centre_pixels, check_centres_shape, check_not_empty
 from jointbert.models.crop import Crop
 from jointbert.models.encoder import STRIDE, Backbone, FPNNeck, ResNetBackbone
 from jointbert.models.heatmap import Mode, to_image_pixels
 from jointbert.models.hourglass import Hourglass
 from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
 from jointbert.models.regression import AdaptiveWeighting, CropJoints, LinearDepth
+from jointbert.weights import write_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -192,10 +194,7 @@ class HandPoseEstimator(nn.Module):
         self.check_centres(images, crop)
         found = self._estimate(images.float(), crop, left, self.refine)
         if self.config.image == "depth":
-            empty = (found.crops >= 1).flatten(1).all(1)
-            if bool(empty.any()):
-                i = int(empty.nonzero()[0])
-                raise ValueError(f"images: there is no depth within the cube around the centre of image {i}")
+            check_not_empty((found.crops >= 1).flatten(1).all(1).cpu().numpy())
         return found
 
     def run(self, images: Tensor, centres: Tensor, camera: Tensor, left: Tensor, refine: Refine | None = None) -> Estimate:
@@ -218,27 +217,13 @@ class HandPoseEstimator(nn.Module):
 
     def check(self, images: Tensor, centres: Tensor) -> None:
         """What :meth:`forward` refuses of shapes and dtypes."""
-        channels = 1 if self.config.image == "depth" else 3
-        shape = tuple(images.shape)
-        if images.ndim != 4 or images.shape[1] != channels or 0 in shape[2:]:
-            raise ValueError(f"images: got the shape {shape}; expected (B, {channels}, H, W) for {self.config.image} images")
-        if not images.is_floating_point() and (self.config.image == "rgb" or images.dtype == torch.bool):
-            raise TypeError(f"images: got the dtype {images.dtype}; expected floating point")
-        if tuple(centres.shape) != (shape[0], 3):
-            raise ValueError(f"centres: got the shape {tuple(centres.shape)}; expected ({shape[0]}, 3), x y z in millimetres")
+        kind = "f" if images.is_floating_point() else "b" if images.dtype == torch.bool else "i"
+        check_camera_images(self.config.image, tuple(images.shape), kind, str(images.dtype))
+        check_centres_shape(tuple(centres.shape), images.shape[0])
 
     def check_centres(self, images: Tensor, crop: Crop) -> None:
-        """A centre outside the image is another camera's, or another unit's."""
-        uv = crop.middle
-        h, w = images.shape[-2:]
-        outside = ~((uv >= -0.5) & (uv < uv.new_tensor([w, h]) - 0.5)).all(1)
-        if bool(outside.any()):
-            i = int(outside.nonzero()[0])
-            u, v = uv[i].tolist()
-            raise ValueError(
-                f"centres: that of image {i} falls on pixel ({u:.0f}, {v:.0f}), outside of its {w} x {h} pixels: is it in "
-                "millimetres, in the camera frame, and the camera that of the images?"
-            )
+        """What :meth:`forward` refuses of centres that lie outside the image."""
+        check_centre_pixels(crop.middle.detach().cpu().numpy(), tuple(images.shape))
 
     def encode(self, crops: Tensor) -> list[Tensor]:
         """The frozen part: crops ``(B, 1, S, S)`` in half-cubes, or ``(B, 3, S, S)`` RGB, to the encoder's four maps."""
@@ -291,12 +276,9 @@ class HandPoseEstimator(nn.Module):
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
         """Writes the estimator as safetensors, with its config."""
-        from safetensors.torch import save_file
-
-        tensors = {key: value.detach().contiguous() for key, value in self.state_dict().items()}
+        tensors = {key: value.detach().cpu().numpy() for key, value in self.state_dict().items()}
         config = json.dumps(asdict(self.config))
-        save_file(tensors, path, metadata={"layout": ESTIMATOR_LAYOUT, "config": config, **(metadata or {})})
-        Path(path).chmod(0o644)  # safetensors leaves it to the owner alone
+        write_weights(path, tensors, {"layout": ESTIMATOR_LAYOUT, "config": config, **(metadata or {})})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HandPoseEstimator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jointbert.skeleton import NUM_JOINTS
+from jointbert.contract.layout import NUM_JOINTS
 
 
 class Residual(nn.Module):

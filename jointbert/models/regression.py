@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from jointbert.contract.layout import NUM_JOINTS
 from jointbert.models.heatmap import Mode, soft_argmax
 from jointbert.models.operators import soft_argmax_depth
-from jointbert.skeleton import NUM_JOINTS
 
 
 class CropJoints(NamedTuple):

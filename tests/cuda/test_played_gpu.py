@@ -25,13 +25,15 @@ import numpy as np
 import pytest
 
 import jointbert
-from jointbert import JointbertWarning, Refiner, Status, device_arrays
-from jointbert.backends import Batch
-from jointbert.backends.cuda import CudaBackend, DeviceBatch, DeviceResult, load_module
-from jointbert.backends.graph_session import GraphSession
-from jointbert.backends.layout import LAYOUT
-from jointbert.device_arrays import DeviceArray, is_on_gpu
-from jointbert.heatmaps import soft_argmax, soft_argmax_depth
+from jointbert import JointbertWarning, Refiner, Status
+from jointbert.contract import Batch
+from jointbert.contract.layout import LAYOUT
+from jointbert.cuda import libraries
+from jointbert.cuda.arrays import DeviceArray, is_on_gpu
+from jointbert.cuda.graph_session import GraphSession
+from jointbert.cuda.heatmaps import soft_argmax, soft_argmax_depth
+from jointbert.cuda.module import load_module
+from jointbert.runtimes.cuda import CudaBackend, DeviceBatch, DeviceResult
 from jointbert.weights import load_weights
 from tests.test_docs import blocks
 
@@ -96,8 +98,8 @@ def gpu(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.
     yield control
     control.played_devices(*ONE_HOPPER)
     control.played_of_the_host(None)
-    device_arrays._under_way.clear()
-    device_arrays._recorded.clear()
+    libraries._under_way.clear()
+    libraries._recorded.clear()
     control.played_fail(b"")
     load_module.cache_clear()
 
@@ -1097,7 +1099,7 @@ def test_an_estimator_s_refiner_is_one_launch(few: np.ndarray, small: Path, monk
     """Tensors as the estimator has them, in the place of its own refiner."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
-    from jointbert.backends import torch_estimator
+    from jointbert.estimator import torch_runtime
     from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
     from jointbert.models.refiner import JointRefiner, RefinerConfig
 
@@ -1123,14 +1125,14 @@ def test_an_estimator_s_refiner_is_one_launch(few: np.ndarray, small: Path, monk
             load_module().synchronize(self.stream, 0)
             return array.owner
 
-    monkeypatch.setattr(torch_estimator, "read", lambda tensor, name: (OnHost().read(tensor), OnHost()))
+    monkeypatch.setattr(torch_runtime, "read", lambda tensor, name: (OnHost().read(tensor), OnHost()))
     config = RefinerConfig(layers=1)
     model = HandPoseEstimator(EstimatorConfig(size=32, backbone="resnet18", width=8, depth=2, refiner=config)).eval()
     assert model.refiner is not None
     model.refiner.load_state_dict(JointRefiner.load(small).state_dict())
-    assert torch_estimator.OneLaunch.fits(model.refiner)
-    assert not torch_estimator.OneLaunch.fits(JointRefiner(RefinerConfig(layers=1, width=64)))
-    launch = torch_estimator.OneLaunch(model.refiner, "f16")
+    assert torch_runtime.OneLaunch.fits(model.refiner)
+    assert not torch_runtime.OneLaunch.fits(JointRefiner(RefinerConfig(layers=1, width=64)))
+    launch = torch_runtime.OneLaunch(model.refiner, "f16")
     joints = torch.from_numpy(few).float()
     confidence = torch.linspace(0, 1, 5 * 14).view(5, 14)
     for left in (None, torch.tensor([True, False, False, True, False])):

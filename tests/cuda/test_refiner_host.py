@@ -14,9 +14,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jointbert.backends import Batch, Result, Status  # noqa: E402
-from jointbert.backends.cuda import pack  # noqa: E402
-from jointbert.backends.torch import TorchBackend  # noqa: E402
+from jointbert.contract import Batch, Result, Status  # noqa: E402
+from jointbert.runtimes.cuda.packing import pack  # noqa: E402
+from jointbert.runtimes.torch import TorchBackend  # noqa: E402
 from jointbert.weights import Weights, load_weights  # noqa: E402
 from tests.cuda.conftest import meetings  # noqa: E402
 

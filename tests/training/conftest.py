@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 import torch
 
 from jointbert.camera import NYU
-from jointbert.evaluation.textformat import write_joints
+from jointbert.inputs.textformat import write_joints
 from training.data.hand import build, rotations, sample_directions
 
 

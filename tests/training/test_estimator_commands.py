@@ -67,7 +67,7 @@ def test_all_at_once_from_nothing(tmp_path: Path) -> None:
 def test_a_look_at_rendered_hands(tmp_path: Path) -> None:
     from PIL import Image
 
-    from jointbert.images import read_depth
+    from jointbert.inputs.images import read_depth
 
     code, text = said("render-hands", tmp_path / "sheet.png", "--depth", tmp_path / "depth.png")
     assert (code, "images of 128 x 128 a second" in text) == (0, True)

@@ -10,8 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jointbert.backends.torch import chirality  # noqa: E402
-from jointbert.skeleton import JOINT_NAMES  # noqa: E402
+from jointbert import JOINT_NAMES  # noqa: E402
+from jointbert.runtimes.torch import chirality  # noqa: E402
 from tests.support.training import generator  # noqa: E402
 from training.data import hand  # noqa: E402
 from training.data.bank import FINGER_OF_JOINT, PoseBank, articulate, resize  # noqa: E402

@@ -9,12 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from jointbert.skeleton import FINGERS, NUM_JOINTS
+from jointbert.skeletons import NYU14
 from training.data.hand import ROOTS_MM, axis_rotations, palm_frame, rand
 from training.data.nyu import Published
 
-FINGER_OF_JOINT = torch.tensor([next((i for i, js in enumerate(FINGERS.values()) if j in js), 5) for j in range(NUM_JOINTS)])
-"""Index of each joint's finger in :data:`FINGERS`; 5 for the palm."""
+FINGER_OF_JOINT = torch.tensor(
+    [next((i for i, js in enumerate(NYU14.fingers.values()) if j in js), 5) for j in range(NYU14.num_joints)]
+)
+"""Index of each joint's finger among the skeleton's; 5 for the palm."""
 
 
 class PoseBank:
@@ -48,7 +50,7 @@ class PoseBank:
         keep = torch.rand(n, 5, generator=g) >= recombine.unsqueeze(1)
         fingers = torch.where(keep, frames[:, 5:], frames[:, :5])
         frame = torch.cat([fingers, frames[:, 5:]], 1)[:, FINGER_OF_JOINT]
-        return self.local[frame, torch.arange(NUM_JOINTS)], self.rotation[frames[:, 5]], frames[:, 5]
+        return self.local[frame, torch.arange(NYU14.num_joints)], self.rotation[frames[:, 5]], frames[:, 5]
 
     def sample_errors(self, n: int, blend: float, g: Generator, frame: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Errors of whole frames ``(n, 14, 3)`` in the camera frame, and the mean error ``(n,)`` of their methods.

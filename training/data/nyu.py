@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jointbert.camera import NYU
-from jointbert.evaluation.textformat import read_joints
+from jointbert.inputs.textformat import read_joints
 
 TRAINING = slice(0, 2440)
 """Subject 1: the only frames that are used for training."""

@@ -16,9 +16,9 @@ from torch import Generator
 from torch.utils.data import Dataset
 
 from jointbert.camera import NYU
-from jointbert.images import centre_of_mass, read_depth
+from jointbert.inputs.images import centre_of_mass, read_depth
 from jointbert.models.crop import Crop
-from jointbert.skeleton import NYU36_INDICES
+from jointbert.skeletons import NYU14
 from training.data.hand import rand
 from training.data.images import HandImages
 
@@ -123,7 +123,7 @@ def read_annotations(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: can't be read ({error})") from None
     if joints.ndim != 4 or joints.shape[2:] != (JOINTS, 3):
         raise ValueError(f"{path}: joint_xyz has the shape {joints.shape}; expected (cameras, frames, {JOINTS}, 3)")
-    return joints[0][:, NYU36_INDICES] * np.array([1, -1, 1], np.float32)
+    return joints[0][:, NYU14.indices["nyu36"]] * np.array([1, -1, 1], np.float32)
 
 
 def _read_centres(path: Path, kind: str, frames: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
-from jointbert.backends.layout import ERROR_RANGE_MM, ERROR_UNIT_MM, LOG_SIGMA_RANGE, SCALE_MM
+from jointbert.contract.layout import ERROR_RANGE_MM, ERROR_UNIT_MM, LOG_SIGMA_RANGE, SCALE_MM
 from jointbert.models.refiner import encode
 from training.data import corruption as c
 from training.data.bank import PoseBank, articulate, resize

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jointbert.backends.cuda import CudaBackend, DeviceBatch, compiled_for
-from jointbert.device_arrays import read
-from jointbert.estimate import Estimated
+from jointbert.contract import Weights
+from jointbert.contract.layout import NUM_JOINTS
+from jointbert.cuda.arrays import read
+from jointbert.estimator.result import Estimated
 from jointbert.models.estimator import Estimate, HandPoseEstimator
-from jointbert.models.operators import kernels as gpu_kernels
-from jointbert.models.refiner import JointRefiner, Layer
+from jointbert.models.operators import has_kernels
+from jointbert.models.refiner import JointRefiner, Layer, float_tensors
 from jointbert.models.regression import LinearDepth
-from jointbert.skeleton import NUM_JOINTS
-from jointbert.weights import Weights
+from jointbert.runtimes.cuda import CudaBackend, DeviceBatch
+from jointbert.runtimes.cuda.packing import compiled_for
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _MOST_GRAPHS = 8
@@ -29,7 +30,7 @@ _WARM_UP = 3
 
 
 class TorchEstimator:
-    """An estimator's ``.safetensors`` file: see :class:`jointbert.estimate.Estimator`, which checks what comes here.
+    """An estimator's ``.safetensors`` file: see :class:`jointbert.estimator.Estimator`, which checks what comes here.
 
     In ``f16`` and ``bf16`` the network computes in that precision; batch norm's statistics, geometry and depths stay float32.
     On a GPU, the one that is torch's when this is made, the work for each shape of input is recorded as a CUDA graph. In it,
@@ -118,7 +119,7 @@ class OneLaunch:
     @staticmethod
     def fits(refiner: JointRefiner) -> bool:
         """Whether this installation has kernels for such a refiner; where it has none at all, operators.py warns."""
-        return compiled_for(asdict(refiner.config)) and gpu_kernels() is not None
+        return compiled_for(asdict(refiner.config)) and has_kernels()
 
     def __call__(self, joints: Tensor, confidence: Tensor, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``(B, 14, 3)`` mm, ``(B, 14)`` in [0, 1], ``(B,)`` bool: refined joints and sigma ``(B, 14)``, in mm."""
@@ -172,8 +173,7 @@ def _narrow(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _weights(refiner: JointRefiner) -> Weights:
-    tensors = {name: value.detach().float().cpu().numpy() for name, value in refiner.state_dict().items()}
-    return Weights("an estimator's", tensors, asdict(refiner.config), {})
+    return Weights("an estimator's", float_tensors(refiner), asdict(refiner.config), {})
 
 
 def _to_numpy(found: Estimate) -> Estimated:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from jointbert.backends.base import Batch, Result, SequenceStream
-from jointbert.backends.layout import BLOCKS
-from jointbert.weights import Weights
+from jointbert.contract import Batch, OnlineSequence, Result, Weights
+from jointbert.contract.layout import BLOCKS
 
 try:
     from jointbert import _core
@@ -34,6 +35,7 @@ class NativeBackend:
     """
 
     name = "native"
+    precision = "f32"
 
     def __init__(self, weights: Weights, threads: int = 1, isa: str = "auto") -> None:
         if threads < 1:
@@ -42,11 +44,11 @@ class NativeBackend:
         self._refiner = _core.Refiner(weights.tensors, isa)
         if weights.sizes["layers"] != self._refiner.layers:
             raise ValueError(f"weights: {weights.sizes['layers']} layers are stated, {self._refiner.layers} are there")
-        self.isa = self._refiner.isa
+        self.isa = self.detail = self._refiner.isa
         self.threads = threads
 
     def run(self, batch: Batch) -> Result:
-        return Result(*self._refiner.run(*arguments(batch), self.threads))
+        return Result(*self._refiner.run(*pose_arguments(batch), self.threads))
 
     def sequence(self, weights: Weights) -> NativeSequenceBackend:
         return NativeSequenceBackend(self._refiner, weights, self.threads)
@@ -66,24 +68,30 @@ class NativeSequenceBackend:
 
     def run(self, batch: Batch, lengths_mm: np.ndarray | None, alone: bool) -> Result:
         look = 0 if alone else BLOCKS[-1][1]
-        return Result(*self._refiner.run(*arguments(batch), lengths_mm, look, look, alone, self.threads))
+        return Result(*self._refiner.run(*pose_arguments(batch), lengths_mm, look, look, alone, self.threads))
 
     def calibrate(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, Result]:
-        lengths, counts, status, size_mm, chirality = self._refiner.calibrate(*arguments(batch), self.threads)
+        lengths, counts, status, size_mm, chirality = self._refiner.calibrate(*pose_arguments(batch), self.threads)
         sigma = np.full(batch.joints.shape[:2], np.nan, np.float32)
         return lengths, counts, Result(batch.joints, sigma, status, size_mm, chirality)
 
     def stream(
         self, permutation: np.ndarray, mm_per_unit: float, mirror: bool, lengths_mm: np.ndarray | None, look_ahead: int
-    ) -> SequenceStream:
+    ) -> OnlineSequence:
         return self._refiner.stream(permutation, mm_per_unit, mirror, lengths_mm, look_ahead)
+
+
+def run_by(network: Callable[[np.ndarray], np.ndarray], batch: Batch) -> Result:
+    """:meth:`NativeBackend.run` with another runtime's network: ``(n, 14, 8)`` features to ``(n, 14, 4)`` outputs, float32."""
+    return Result(*_core.run_by(network, *pose_arguments(batch)))
 
 
 _Array = np.ndarray
 _Arguments = tuple[_Array, _Array, float, _Array | None, _Array | None, _Array | None, _Array | None]
 
 
-def arguments(batch: Batch) -> _Arguments:
+def pose_arguments(batch: Batch) -> _Arguments:
+    """A batch as the native module takes it."""
     return (
         batch.joints,
         batch.permutation,

@@ -63,7 +63,8 @@ def _read(path: Path) -> np.ndarray:
 def centre_of_mass(depth: np.ndarray, camera: Camera, cube_mm: float = 300.0, rounds: int = 5) -> np.ndarray:
     """``(3,)`` x y z, millimetres, of the middle of what is nearest to the camera.
 
-    That is of the readings within a cube around the last middle, again and again, beginning with the nearest hundredth.
+    The first guess is the median of the nearest 1 % of the readings; ``rounds`` times, the mean of the readings within a cube
+    around the last guess is the next one.
 
     Args:
         depth: ``(H, W)`` millimetres, 0 where there is no reading.

@@ -1,4 +1,4 @@
-"""The tensor contract between a pose and the refiner, the same in every backend and export.
+"""The tensors between a pose and the refiner, the same in every backend and export.
 
 In, ``(B, 14, 8)`` float32: x y z minus the mean of the observed joints, over 100 mm, canonical order, right hand (0 where
 missing); observed (0 or 1); confidence and confidence-known; log of the expected error over 10 mm and error-known. The last
@@ -10,6 +10,9 @@ from __future__ import annotations
 
 LAYOUT = "pose14-xyz-observed-confidence-error"
 """Written into the weights' metadata; a backend refuses weights of another layout."""
+
+NUM_JOINTS = 14
+"""Joints of a pose in this layout; the kernels are compiled for it."""
 
 SCALE_MM = 100.0
 ERROR_UNIT_MM = 10.0
@@ -25,7 +28,7 @@ HAND_SIZE_MM = (8.0, 150.0)
 has 60 to 95 mm, a fist 25 to 35; one joint half a metre away adds some 60."""
 
 SEQUENCE_LAYOUT = "sequence14-blocks-bones"
-"""The sequence refiner's features, ``(B, 14, 63)``, on top of the pose's: see `jointbert.models.sequence`."""
+"""The sequence refiner's features, ``(B, 14, 63)``, on top of the pose's: see :mod:`jointbert.models.sequence`."""
 
 BLOCKS = ((1, 1), (2, 2), (3, 3), (4, 6), (7, 11), (12, 20))
 """First and last distance, in frames, of the neighbours that are averaged: once in the past, once in the future."""

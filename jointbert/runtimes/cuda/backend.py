@@ -1,94 +1,23 @@
-"""The refiner on NVIDIA GPUs (``csrc/cuda``): loading the kernels, saying what is missing, packing weights, launching."""
+"""The refiner on NVIDIA GPUs (``csrc/cuda/refiner``): weights on each GPU, launches, recorded graphs for NumPy arrays."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from jointbert.backends import GPU_PRECISIONS
-from jointbert.backends.base import Batch, Result, SequenceBackend
-from jointbert.device_arrays import DeviceArray, Library
-from jointbert.skeleton import NUM_JOINTS
-from jointbert.weights import Weights
-
-if TYPE_CHECKING:
-    from jointbert.backends.graph_session import GraphSession
-
-NUMBERS = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
-"""Types of coordinates, as ``csrc/cuda/refiner.h`` counts them."""
-CHUNKS = 16
-"""Parts of a layer's weights: 8 heads, 8 times 32 columns of the feed-forward network (``csrc/cuda/refiner.h``)."""
-_INNER, _OUTER = 32, 128
-_NOT_BUILT_FOR = (98, 200, 209, 218, 222)
-"""What CUDA says where there is no code for a GPU: invalid function or image, no image, PTX that can't be translated."""
-_SIZES = {"heads": 8, "width": 128, "ffn": 256, "features": 8, "outputs": 4}
-
-
-@lru_cache(maxsize=1)
-def load_module() -> Any:
-    """``jointbert._cuda``.
-
-    Raises:
-        ImportError: this installation was built without it.
-    """
-    try:
-        from jointbert import _cuda
-    except ImportError as error:
-        built = any(path.suffix in (".so", ".pyd") for path in Path(__file__).parents[1].glob("_cuda*"))
-        reason = f" that load ({error})" if built else ""
-        raise ImportError(
-            f"jointbert: this installation has no GPU kernels{reason}; install it where nvcc and a GPU are found, or, "
-            "with nvcc alone, with -C cmake.define.JOINTBERT_CUDA_ARCHS=all"
-        ) from None
-    return _cuda
-
-
-def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function of the module.
-
-    Raises:
-        RuntimeError: what CUDA says, and what this build and this machine have to do with it.
-    """
-    try:
-        return function(*arguments)
-    except RuntimeError as error:
-        module = load_module()
-        _, missing = module.devices()
-        if not missing and any(f"(CUDA error {code})" in str(error) for code in _NOT_BUILT_FOR):
-            missing = f"the kernels are built for {module.ARCHITECTURES}"
-        raise RuntimeError(f"{error}; {missing}" if missing else str(error)) from None
-
-
-@dataclass(frozen=True)
-class DeviceBatch:
-    """Poses on a GPU: :class:`jointbert.backends.base.Batch` there."""
-
-    joints: DeviceArray  # (N, 14, 3)
-    permutation: np.ndarray
-    mm_per_unit: float
-    mirror: DeviceArray | bool  # (N,) bool, or all or none
-    visible: DeviceArray | None  # (N, 14) bool
-    confidence: DeviceArray | None  # (N, 14) float32; outside [0, 1]: unknown
-    error_mm: DeviceArray | float | None  # (N, 14) float32, or for all; not positive: unknown
-
-
-@dataclass(frozen=True)
-class DeviceResult:
-    """:class:`jointbert.backends.base.Result` on a GPU; the last two where they were asked for."""
-
-    joints: DeviceArray
-    sigma: DeviceArray
-    status: DeviceArray
-    size_mm: DeviceArray | None
-    chirality: DeviceArray | None
+from jointbert.contract import Batch, Refinement, Result, Weights
+from jointbert.contract.layout import NUM_JOINTS
+from jointbert.cuda.arrays import DeviceArray, Library
+from jointbert.cuda.graph_session import GraphSession
+from jointbert.cuda.module import call, load_module
+from jointbert.inputs.poses import RefineOptions
+from jointbert.runtimes.cuda.packing import PRECISIONS, pack
+from jointbert.runtimes.cuda.poses import NUMBERS, DeviceBatch, DeviceResult
+from jointbert.runtimes.cuda.user_arrays import refine_arrays
 
 
 class CudaBackend:
@@ -107,6 +36,7 @@ class CudaBackend:
     """
 
     name = "cuda"
+    detail = ""
     measured_sizes: tuple[int, ...] = tuple(1 << k for k in range(13))
     """Numbers of poses for which the kernel's variants are timed when a GPU gets the weights: a tenth of a second by
     the latency model, after which the fastest is taken. All variants give the same bits."""
@@ -114,8 +44,8 @@ class CudaBackend:
     _most_sessions = 8
 
     def __init__(self, weights: Weights, threads: int = 1, precision: str = "f16", device: int = 0) -> None:
-        if precision not in GPU_PRECISIONS:
-            raise ValueError(f"precision: got {precision!r}; expected one of {', '.join(map(repr, GPU_PRECISIONS))}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: got {precision!r}; expected one of {', '.join(map(repr, PRECISIONS))}")
         self._module = load_module()
         count, missing = self._module.devices()
         if not count:
@@ -140,7 +70,7 @@ class CudaBackend:
         with self._lock:
             if device not in self._refiners:
                 ends, chunks = (x.reshape(-1).view(np.uint8) for x in self._packed)
-                code = GPU_PRECISIONS.index(self.precision)
+                code = PRECISIONS.index(self.precision)
                 made = call(self._module.Refiner, ends, chunks, self.layers, code, device)
                 call(made.measure, self.measured_sizes)
                 self._refiners[device] = made
@@ -197,6 +127,10 @@ class CudaBackend:
                 library.enqueued()
         return out
 
+    def refine_arrays(self, joints: Any, options: RefineOptions) -> Refinement:
+        """Refines an array of any library on a GPU: see :func:`jointbert.runtimes.cuda.user_arrays.refine_arrays`."""
+        return refine_arrays(self, joints, options)
+
     def to_host(self, array: DeviceArray, stream: int) -> np.ndarray:
         """A copy in NumPy; waits for the stream."""
         out = np.empty(array.shape, array.dtype)
@@ -207,7 +141,7 @@ class CudaBackend:
 
     def run(self, batch: Batch) -> Result:
         """Refines poses in the host's memory, ``(N, 14, 3)``: one graph launch for up to 1024; see
-        :class:`jointbert.backends.base.Backend`.
+        :class:`jointbert.contract.Backend`.
 
         Raises:
             RuntimeError, ValueError: as :meth:`enqueue`.
@@ -241,8 +175,6 @@ class CudaBackend:
 
     def _session(self, batch: Batch) -> GraphSession:
         """The graphs for poses of this type, unit and order, which are part of what was recorded."""
-        from jointbert.backends.graph_session import GraphSession
-
         key = (batch.joints.dtype.name, batch.mm_per_unit, batch.permutation.tobytes())
         with self._lock:
             session = self._sessions.get(key)
@@ -295,109 +227,3 @@ class CudaBackend:
                 "backend 'cuda': this process was forked from the one that made it, and CUDA does not follow; start it by "
                 "multiprocessing's 'spawn'"
             )
-
-    def sequence(self, weights: Weights) -> SequenceBackend:
-        raise ValueError(NO_SEQUENCES)
-
-
-def compiled_for(sizes: Mapping[str, int]) -> bool:
-    """Whether the kernels can run a refiner of these sizes; of layers they take any number."""
-    return all(sizes[key] == size for key, size in _SIZES.items())
-
-
-NO_SEQUENCES = "backend: 'cuda' has no second stage (sequences, streams, calibrated persons); take 'native', and CPU arrays"
-
-
-def pack(weights: Weights, precision: str) -> tuple[np.ndarray, np.ndarray]:
-    """The weights as the kernels read them: ``csrc/cuda/refiner.h``'s ``Ends`` and ``Chunk``.
-
-    LayerNorm's weights and the attention's scale (for powers of 2) are multiplied into the matrices behind them before these
-    are rounded. A bias of keys shifts all scores of a row alike, which softmax does not see; one of values passes through it.
-
-    Returns:
-        ``(4 k,)`` float32 ends; ``(layers, 16, 17024)`` bytes of chunks.
-
-    Raises:
-        ValueError: weights of other sizes, a value that the precision can't hold.
-    """
-    for key, size in _SIZES.items():
-        if weights.sizes[key] != size:
-            raise ValueError(f"weights: {key} is {weights.sizes[key]}; the GPU's kernels are compiled for {size}")
-    w = {name: value.astype(np.float64) for name, value in weights.tensors.items()}
-    head, bias = _folded(w["head.weight"], w["head.bias"], w["norm.weight"], w["norm.bias"])
-    joints = w["joint_embedding"]
-    parts = [w["embed.weight"].T, joints + w["embed.bias"], joints + w["mask"], head, bias, w["observed_gain"], np.zeros(3)]
-    ends = _finite(np.concatenate([part.ravel() for part in parts]), np.float32, "f32")
-    layers = [
-        _pack_layer({k.removeprefix(f"layers.{i}."): v for k, v in w.items()}, precision)
-        for i in range(weights.sizes["layers"])
-    ]
-    return ends, np.stack(layers)
-
-
-def _pack_layer(w: dict[str, np.ndarray], precision: str) -> np.ndarray:
-    qkv, qkv_bias = _folded(w["qkv.weight"], w["qkv.bias"], w["norm1.weight"], w["norm1.bias"])
-    up, up_bias = _folded(w["fc1.weight"], w["fc1.bias"], w["norm2.weight"], w["norm2.bias"])
-    query, key, value = qkv.reshape(3, 8, 16, 128)
-    scale = 0.25 * np.log2(np.e)
-    proj = w["proj.weight"]
-    outer = np.zeros((CHUNKS, _OUTER))
-    outer[0] = w["proj.bias"] + proj @ qkv_bias[256:]
-    outer[8] = w["fc2.bias"]
-    inner = np.zeros((CHUNKS, _INNER))
-    inner[:8, :16] = scale * qkv_bias[:128].reshape(8, 16)
-    inner[8:] = up_bias.reshape(8, 32)
-    chunks = []
-    for h in range(8):
-        to_proj = _right(proj[:, 16 * h : 16 * h + 16])  # [16 tiles, 1 step, ...]: two tiles a lane's 16 bytes
-        chunks.append(
-            [_pairs(_right(scale * query[h])), _pairs(_right(key[h])), _left(value[h]), _pairs(to_proj.swapaxes(0, 1))]
-        )
-    for c in range(8):
-        columns = slice(32 * c, 32 * c + 32)
-        chunks.append([_pairs(_right(up[columns])), _pairs(_right(w["fc2.weight"][:, columns]))])
-    matrices = np.stack([np.concatenate([part.reshape(-1, 32, 8) for part in chunk]) for chunk in chunks])
-    sixteen = _rounded(matrices, precision).reshape(CHUNKS, -1).view(np.uint8)
-    return np.concatenate([sixteen, _finite(np.concatenate([inner, outer], 1), np.float32, "f32").view(np.uint8)], 1)
-
-
-def _folded(weight: np.ndarray, bias: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A linear layer that takes a LayerNorm's own weights in."""
-    return weight * scale, bias + weight @ shift
-
-
-def _right(weight: np.ndarray) -> np.ndarray:
-    """``(N, K)`` of a torch Linear as right factors of ``csrc/cuda/warp.cuh``: ``(N / 8, K / 16, 32 lanes, 4 values)``."""
-    n, k = weight.shape
-    tiles = weight.reshape(n // 8, 8, k // 16, 2, 4, 2)  # tile, g, step, word, t, half
-    return tiles.transpose(0, 2, 1, 4, 3, 5).reshape(n // 8, k // 16, 32, 4)
-
-
-def _pairs(tiles: np.ndarray) -> np.ndarray:
-    """Neighbours of the second axis side by side in each lane: ``(a, b, 32, 4)`` to ``(a, b / 2, 32, 8)``."""
-    a, b = tiles.shape[:2]
-    return tiles.reshape(a, b // 2, 2, 32, 4).swapaxes(2, 3).reshape(a, b // 2, 32, 8)
-
-
-def _left(matrix: np.ndarray) -> np.ndarray:
-    """``(16, K)`` as left factors: ``(K / 16, 32 lanes, 8 values)``."""
-    tiles = matrix.reshape(2, 8, -1, 2, 4, 2)  # row's half, g, step, column's half, t, half of a word
-    return tiles.transpose(2, 1, 4, 3, 0, 5).reshape(-1, 32, 8)
-
-
-def _rounded(values: np.ndarray, precision: str) -> np.ndarray:
-    if precision == "f16":
-        return _finite(values, np.float16, "f16", "; take precision 'bf16'")
-    bits = _finite(values, np.float32, "bf16").view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    if (rounded & 0x7F80 == 0x7F80).any():
-        raise ValueError("weights: a value is too large for bf16, or is no number")
-    return rounded.astype(np.uint16)
-
-
-def _finite(values: np.ndarray, dtype: type, name: str, advice: str = "") -> np.ndarray:
-    with np.errstate(over="ignore"):
-        rounded: np.ndarray = values.astype(dtype)
-    if not np.isfinite(rounded).all():
-        raise ValueError(f"weights: a value is too large for {name}, or is no number{advice}")
-    return rounded

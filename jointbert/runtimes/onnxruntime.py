@@ -1,17 +1,17 @@
-"""Exported models in ONNX Runtime, on the CPU: no torch is needed."""
+"""Exported refiners in ONNX Runtime, on the CPU: no torch is needed."""
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jointbert.backends.base import Batch, Result, SequenceBackend
-from jointbert.backends.layout import ESTIMATOR_LAYOUT
-from jointbert.estimate import Estimated
-from jointbert.weights import Weights
+from jointbert.contract import Batch, Result, Weights
+from jointbert.contract.layout import LAYOUT
+from jointbert.runtimes.native import run_by
+from jointbert.weights import check_layout, find_weights, read_sizes
 
 CHUNK = 1024
 """Poses that the session sees at a time: its memory grows with them."""
@@ -25,47 +25,30 @@ class OnnxBackend:
     """
 
     name = "onnxruntime"
+    precision = "file"
+    detail = ""
 
     def __init__(self, weights: Weights, threads: int = 1) -> None:
         self.session, _ = open_session(weights.path, threads)
 
     def run(self, batch: Batch) -> Result:
-        from jointbert import _core
-        from jointbert.backends.native import arguments
-
-        return Result(*_core.run_by(self._network, *arguments(batch)))
+        return run_by(self._network, batch)
 
     def _network(self, features: np.ndarray) -> np.ndarray:
         pieces = (features[i : i + CHUNK] for i in range(0, len(features), CHUNK))
         return np.concatenate([self.session.run(["output"], {"features": piece})[0] for piece in pieces])
 
-    def sequence(self, weights: Weights) -> SequenceBackend:
-        raise ValueError("backend: 'onnxruntime' refines single frames alone; sequences and persons are for 'native'")
 
-
-class OnnxEstimator:
-    """An estimator's ONNX file: see :class:`jointbert.estimate.Estimator`, which checks what comes here.
+def read_onnx(weights: str | os.PathLike[str]) -> Weights:
+    """What a refiner's ONNX file says of itself; the tensors stay in the file.
 
     Raises:
-        ValueError: not the file of an estimator. ImportError: onnxruntime is not installed.
+        ValueError: no such file, or not a refiner's. ImportError: onnxruntime is not installed.
     """
-
-    def __init__(self, path: Path, threads: int = 1) -> None:
-        self.session, metadata = open_session(path, threads)
-        if metadata.get("layout") != ESTIMATOR_LAYOUT:
-            raise ValueError(f"{path}: the layout {metadata.get('layout')!r} is not an estimator's, {ESTIMATOR_LAYOUT!r}")
-        config = json.loads(metadata["config"])
-        self.image: str = config["image"]
-        self.cube_mm: float = config["cube_mm"]
-
-    def __call__(self, images: np.ndarray, centres: np.ndarray, camera: np.ndarray, left: np.ndarray) -> Estimated:
-        given = {
-            "images": images,
-            "centres": centres,
-            "camera": np.ascontiguousarray(camera),
-            "left": np.ascontiguousarray(left),
-        }
-        return Estimated(*self.session.run(list(Estimated._fields), given))
+    path = find_weights(weights)
+    _, metadata = open_session(path, 1)
+    check_layout(metadata, path, LAYOUT)
+    return Weights(str(weights), {}, read_sizes(metadata, str(path)), metadata, path)
 
 
 def open_session(path: Path, threads: int) -> tuple[Any, dict[str, str]]:

@@ -8,18 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointbert.backends.base import Batch, Result, SequenceStream, Status
-from jointbert.backends.layout import HAND_SIZE_MM, KNOWN_FRAMES, MIN_JOINTS
+from jointbert.contract import Batch, Result, Status, Weights
+from jointbert.contract.layout import HAND_SIZE_MM, KNOWN_FRAMES, MIN_JOINTS
 from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
 from jointbert.models.sequence import REACH, SequenceConfig, SequenceRefiner, bone_lengths, refine_sequences
-from jointbert.skeleton import RIGID_BONES
-from jointbert.weights import Weights
+from jointbert.skeletons import NYU14, Skeleton
+
+RIGID_BONES = NYU14.rigid_bones
 
 
 class TorchBackend:
     """Runs :class:`JointRefiner` on the CPU; ``dtype=torch.float64`` is the reference of the tolerances."""
 
     name = "torch"
+    precision = "f32"
+    detail = ""
 
     def __init__(self, weights: Weights, threads: int = 1, dtype: torch.dtype = torch.float32, chunk: int = 1024) -> None:
         self.model = JointRefiner(RefinerConfig(**weights.sizes)).eval()
@@ -94,11 +97,6 @@ class TorchSequenceBackend:
         lengths = lengths.masked_fill(counts < KNOWN_FRAMES, torch.nan)
         return lengths.numpy(), counts.numpy(), Result(*poses.result(refined, sigma))
 
-    def stream(
-        self, permutation: np.ndarray, mm_per_unit: float, mirror: bool, lengths_mm: np.ndarray | None, look_ahead: int
-    ) -> SequenceStream:
-        raise ValueError("backend: 'torch' has no streams; expected 'native' or 'auto'")
-
 
 @dataclass(frozen=True)
 class Canonical:
@@ -162,23 +160,23 @@ class Canonical:
         return tuple(t.numpy() for t in (out, out_sigma, self.status, self.size.float(), side.float()))
 
 
-def chirality(joints: Tensor, observed: Tensor) -> Tensor:
+def chirality(joints: Tensor, observed: Tensor, skeleton: Skeleton = NYU14) -> Tensor:
     """Signed side of the hand, in millimetres: negative for a right hand, positive for a left (or mirrored) one.
 
     The palm's normal, from the direction index to pinky and the direction wrist to fingers, against the direction in which
     fingers curl plus that in which the thumb stands. On the NYU ground truth its sign is right for 99.8 % of the frames.
 
     Args:
-        joints: ``(B, 14, 3)``, canonical order. observed: ``(B, 14)``.
+        joints: ``(B, J, 3)``, the skeleton's order. observed: ``(B, J)``.
 
     Returns:
         ``(B,)``; NaN where a joint that it needs is missing or the palm has no normal.
     """
-    tips, mids = joints[:, 0:8:2], joints[:, 1:8:2]
-    across = joints[:, 1] - joints[:, 7]
-    up = mids.mean(1) - (joints[:, 11] + joints[:, 12]) / 2
+    palm = skeleton.palm_frame
+    tips, near = ([pair[end] for pair in palm.curl] for end in (0, 1))
+    across = joints[:, palm.across[0]] - joints[:, palm.across[1]]
+    up = joints[:, list(palm.up[0])].mean(1) - joints[:, list(palm.up[1])].mean(1)
     normal = torch.linalg.cross(across, up)
-    toward = (tips - mids).mean(1) + joints[:, 9] - joints[:, 13]
+    toward = (joints[:, tips] - joints[:, near]).mean(1) + joints[:, palm.thumb[0]] - joints[:, palm.thumb[1]]
     value = (normal * toward).sum(-1) / normal.norm(dim=-1)
-    needed = [0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13]
-    return torch.where(observed[:, needed].all(-1) & value.isfinite(), value, torch.nan)
+    return torch.where(observed[:, list(palm.joints)].all(-1) & value.isfinite(), value, torch.nan)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TextIO
 import numpy as np
 
 from jointbert.camera import Camera
-from jointbert.skeleton import NUM_JOINTS
+from jointbert.contract.layout import NUM_JOINTS
 
 Format = Literal["uvd", "xyz"]
 NUMBERS = 3 * NUM_JOINTS
