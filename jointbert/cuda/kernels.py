@@ -8,15 +8,15 @@ from typing import NamedTuple
 from jointbert.contract.heatmap import MAX_HEATMAP
 from jointbert.cuda.module import call, load_module
 
-ELEMENTS = {"float32": 0, "float16": 1, "bfloat16": 2}
-"""Types of heatmap values, by the codes of ``csrc/cuda/heatmaps``."""
+ELEMENTS = ("float32", "float16", "bfloat16")
+"""Types of heatmap values that the kernels take."""
 
 
 class Heatmaps(NamedTuple):
     """Maps on a GPU: ``(poses, 14, height, width)``, or with the joints last."""
 
     address: int
-    dtype: str  # a key of ELEMENTS
+    dtype: str  # one of ELEMENTS
     poses: int
     height: int
     width: int
@@ -25,7 +25,7 @@ class Heatmaps(NamedTuple):
 
     @property
     def arguments(self) -> tuple[int, ...]:
-        return self.address, ELEMENTS[self.dtype], self.poses, self.height, self.width
+        return self.address, load_module().ELEMENTS[self.dtype], self.poses, self.height, self.width
 
 
 class Peak(NamedTuple):

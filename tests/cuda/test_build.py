@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.backends.test_cuda import ROOT, configure, needs_nvcc
-from tests.cuda.conftest import missing
+from tests.support.cuda_builds import ROOT, configure, missing, needs_nvcc
 
 ARCHITECTURES = ("75", "80", "86", "89", "90a", "100", "120")
 pytestmark = needs_nvcc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,19 +11,36 @@ from jointbert.contract import Weights
 
 PRECISIONS = ("f16", "bf16")
 """Of the weights and of the products' factors, the default first."""
-CHUNKS = 16
-"""Parts of a layer's weights: 8 heads, 8 times 32 columns of the feed-forward network (``csrc/cuda/refiner.h``)."""
-_INNER, _OUTER = 32, 128
-_SIZES = {"heads": 8, "width": 128, "ffn": 256, "features": 8, "outputs": 4}
 
 
-def compiled_for(sizes: Mapping[str, int]) -> bool:
-    """Whether the kernels can run a refiner of these sizes; of layers they take any number."""
-    return all(sizes[key] == size for key, size in _SIZES.items())
+class KernelSizes(NamedTuple):
+    """Sizes that the kernels are compiled for, as the module states them."""
+
+    heads: int
+    width: int
+    ffn: int
+    features: int
+    outputs: int
+    chunks: int
+    """Parts of a layer's weights: one a head, then as many parts of the feed-forward network."""
+    inner: int
+    """Inner biases of a chunk, and columns of the feed-forward network in one."""
+    outer: int
+    """Output biases of a chunk."""
+
+    @classmethod
+    def of(cls, module: Any) -> KernelSizes:
+        """Those of ``jointbert._cuda``."""
+        network = (module.HEADS, module.WIDTH, module.FFN, module.FEATURES, module.OUTPUTS)
+        return cls(*network, module.CHUNKS, module.CHUNK_INNER, module.CHUNK_OUTER)
+
+    def misfit(self, sizes: Mapping[str, int]) -> str | None:
+        """The name of a size of a network that the kernels do not run; of layers they take any number."""
+        return next((key for key in ("heads", "width", "ffn", "features", "outputs") if sizes[key] != getattr(self, key)), None)
 
 
-def pack(weights: Weights, precision: str) -> tuple[np.ndarray, np.ndarray]:
-    """The weights as the kernels read them: ``csrc/cuda/refiner.h``'s ``Ends`` and ``Chunk``.
+def pack(weights: Weights, precision: str, kernels: KernelSizes) -> tuple[np.ndarray, np.ndarray]:
+    """The weights as the kernels read them: ``csrc/cuda/refiner/refiner.h``'s ``Ends`` and ``Chunk``.
 
     LayerNorm's weights and the attention's scale (for powers of 2) are multiplied into the matrices behind them before these
     are rounded. A bias of keys shifts all scores of a row alike, which softmax does not see; one of values passes through it.
@@ -33,44 +51,51 @@ def pack(weights: Weights, precision: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: weights of other sizes, a value that the precision can't hold.
     """
-    for key, size in _SIZES.items():
-        if weights.sizes[key] != size:
-            raise ValueError(f"weights: {key} is {weights.sizes[key]}; the GPU's kernels are compiled for {size}")
+    key = kernels.misfit(weights.sizes)
+    if key is not None:
+        raise ValueError(f"weights: {key} is {weights.sizes[key]}; the GPU's kernels are compiled for {getattr(kernels, key)}")
     w = {name: value.astype(np.float64) for name, value in weights.tensors.items()}
     head, bias = _folded(w["head.weight"], w["head.bias"], w["norm.weight"], w["norm.bias"])
     joints = w["joint_embedding"]
     parts = [w["embed.weight"].T, joints + w["embed.bias"], joints + w["mask"], head, bias, w["observed_gain"], np.zeros(3)]
     ends = _finite(np.concatenate([part.ravel() for part in parts]), np.float32, "f32")
     layers = [
-        _pack_layer({k.removeprefix(f"layers.{i}."): v for k, v in w.items()}, precision)
+        _pack_layer({k.removeprefix(f"layers.{i}."): v for k, v in w.items()}, precision, kernels)
         for i in range(weights.sizes["layers"])
     ]
     return ends, np.stack(layers)
 
 
-def _pack_layer(w: dict[str, np.ndarray], precision: str) -> np.ndarray:
+def _pack_layer(w: dict[str, np.ndarray], precision: str, kernels: KernelSizes) -> np.ndarray:
+    heads, width, columns = kernels.heads, kernels.width, kernels.inner
+    dims = width // heads
     qkv, qkv_bias = _folded(w["qkv.weight"], w["qkv.bias"], w["norm1.weight"], w["norm1.bias"])
     up, up_bias = _folded(w["fc1.weight"], w["fc1.bias"], w["norm2.weight"], w["norm2.bias"])
-    query, key, value = qkv.reshape(3, 8, 16, 128)
-    scale = 0.25 * np.log2(np.e)
+    query, key, value = qkv.reshape(3, heads, dims, width)
+    scale = dims**-0.5 * np.log2(np.e)
     proj = w["proj.weight"]
-    outer = np.zeros((CHUNKS, _OUTER))
-    outer[0] = w["proj.bias"] + proj @ qkv_bias[256:]
-    outer[8] = w["fc2.bias"]
-    inner = np.zeros((CHUNKS, _INNER))
-    inner[:8, :16] = scale * qkv_bias[:128].reshape(8, 16)
-    inner[8:] = up_bias.reshape(8, 32)
+    outer = np.zeros((kernels.chunks, kernels.outer))
+    outer[0] = w["proj.bias"] + proj @ qkv_bias[2 * width :]
+    outer[heads] = w["fc2.bias"]
+    inner = np.zeros((kernels.chunks, columns))
+    inner[:heads, :dims] = scale * qkv_bias[:width].reshape(heads, dims)
+    inner[heads:] = up_bias.reshape(-1, columns)
     chunks = []
-    for h in range(8):
-        to_proj = _right(proj[:, 16 * h : 16 * h + 16])  # [16 tiles, 1 step, ...]: two tiles a lane's 16 bytes
+    for h in range(heads):
+        to_proj = _fragment_b(proj[:, dims * h : dims * (h + 1)])  # [16 tiles, 1 step, ...]: two tiles a lane's 16 bytes
         chunks.append(
-            [_pairs(_right(scale * query[h])), _pairs(_right(key[h])), _left(value[h]), _pairs(to_proj.swapaxes(0, 1))]
+            [
+                _pairs(_fragment_b(scale * query[h])),
+                _pairs(_fragment_b(key[h])),
+                _fragment_a(value[h]),
+                _pairs(to_proj.swapaxes(0, 1)),
+            ]
         )
-    for c in range(8):
-        columns = slice(32 * c, 32 * c + 32)
-        chunks.append([_pairs(_right(up[columns])), _pairs(_right(w["fc2.weight"][:, columns]))])
+    for c in range(kernels.chunks - heads):
+        part = slice(columns * c, columns * (c + 1))
+        chunks.append([_pairs(_fragment_b(up[part])), _pairs(_fragment_b(w["fc2.weight"][:, part]))])
     matrices = np.stack([np.concatenate([part.reshape(-1, 32, 8) for part in chunk]) for chunk in chunks])
-    sixteen = _rounded(matrices, precision).reshape(CHUNKS, -1).view(np.uint8)
+    sixteen = _rounded(matrices, precision).reshape(kernels.chunks, -1).view(np.uint8)
     return np.concatenate([sixteen, _finite(np.concatenate([inner, outer], 1), np.float32, "f32").view(np.uint8)], 1)
 
 
@@ -79,8 +104,8 @@ def _folded(weight: np.ndarray, bias: np.ndarray, scale: np.ndarray, shift: np.n
     return weight * scale, bias + weight @ shift
 
 
-def _right(weight: np.ndarray) -> np.ndarray:
-    """``(N, K)`` of a torch Linear as right factors of ``csrc/cuda/warp.cuh``: ``(N / 8, K / 16, 32 lanes, 4 values)``."""
+def _fragment_b(weight: np.ndarray) -> np.ndarray:
+    """``(N, K)`` of a torch Linear as B fragments of ``csrc/cuda/common/mma.cuh``: ``(N / 8, K / 16, 32 lanes, 4 values)``."""
     n, k = weight.shape
     tiles = weight.reshape(n // 8, 8, k // 16, 2, 4, 2)  # tile, g, step, word, t, half
     return tiles.transpose(0, 2, 1, 4, 3, 5).reshape(n // 8, k // 16, 32, 4)
@@ -92,8 +117,8 @@ def _pairs(tiles: np.ndarray) -> np.ndarray:
     return tiles.reshape(a, b // 2, 2, 32, 4).swapaxes(2, 3).reshape(a, b // 2, 32, 8)
 
 
-def _left(matrix: np.ndarray) -> np.ndarray:
-    """``(16, K)`` as left factors: ``(K / 16, 32 lanes, 8 values)``."""
+def _fragment_a(matrix: np.ndarray) -> np.ndarray:
+    """``(16, K)`` as A fragments: ``(K / 16, 32 lanes, 8 values)``."""
     tiles = matrix.reshape(2, 8, -1, 2, 4, 2)  # row's half, g, step, column's half, t, half of a word
     return tiles.transpose(2, 1, 4, 3, 0, 5).reshape(-1, 32, 8)
 

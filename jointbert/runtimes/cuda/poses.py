@@ -8,9 +8,6 @@ import numpy as np
 
 from jointbert.cuda.arrays import DeviceArray
 
-NUMBERS = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
-"""Types of coordinates, as ``csrc/cuda/refiner.h`` counts them."""
-
 
 @dataclass(frozen=True)
 class DeviceBatch:
