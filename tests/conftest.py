@@ -16,6 +16,7 @@ import pytest
 import jointbert
 from jointbert.contract.layout import LAYOUT, SEQUENCE_FEATURES, SEQUENCE_LAYOUT
 from jointbert.weights import fingerprint, sequence_tensor_shapes, tensor_shapes
+from tests.support.once import once
 
 DATA = Path(os.environ.get("JOINTBERT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -102,9 +103,8 @@ def exported(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     pytest.importorskip("onnxscript")
     from jointbert.export.onnx import export_refiner
 
-    path = tmp_path_factory.mktemp("onnx") / "refiner.onnx"
-    export_refiner(path, random_weights)
-    return path
+    folder = once(tmp_path_factory, "exported", lambda folder: export_refiner(folder / "refiner.onnx", random_weights))
+    return folder / "refiner.onnx"
 
 
 def _random_tensors(shapes: dict[str, tuple[int, ...]], rng: np.random.Generator) -> dict[str, np.ndarray]:
