@@ -18,7 +18,8 @@ import jointbert
 from jointbert import JointbertWarning, Refiner, Status
 from jointbert.cuda.arrays import DeviceArray, is_on_gpu
 from jointbert.cuda.graph_session import GraphSession
-from jointbert.runtimes.cuda import CudaBackend, load_module
+from jointbert.cuda.module import load_module
+from jointbert.runtimes.cuda import CudaBackend
 from jointbert.weights import load_weights
 from tests.support.fake_gpu import GpuArray, plain_batch, to_numpy
 from tests.support.readme import python_block
