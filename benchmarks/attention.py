@@ -1,14 +1,14 @@
-"""Where do the refiner's joints look, layer by layer: along bones, along indices, at themselves?
+"""How is the refiner's attention distributed, layer by layer: along bones, to neighbouring indices, to the joint itself?
 
-    python benchmarks/attention.py --data DIR --figures OUT
+    python -m benchmarks.attention --data DIR --figures OUT
 
-The thesis (chapter 6) sees its lower layers look at adjacent indices and its higher ones further. On the validation frames of
-published predictions, every method weighing the same. ``--figures`` draws layers 2, 4, ..., 12 by head (figures 5.4 to 5.9).
+The thesis (chapter 6) reports that lower layers attend to adjacent indices and higher layers to indices further away. The
+shares are means over the validation frames of published predictions; each method has the same weight. ``--figures`` draws
+layers 2, 4, ..., 12 by head (figures 5.4 to 5.9).
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,18 +16,15 @@ import numpy as np
 import torch
 import typer
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.common import Data, Stride, Weights, validation_frames
 from jointbert.evaluation.attention import print_shares
 from jointbert.evaluation.figures import save_attention_layers
 from jointbert.models.refiner import JointRefiner, encode
-from training.data.nyu import VALIDATION, read_published
 from training.errors import one_sentence
 
 
 def mean_attention(model: JointRefiner, poses: torch.Tensor) -> np.ndarray:
-    """``(layers, heads, 14, 14)``, a mean over poses ``(N, 14, 3)``, nothing known but the joints."""
+    """``(layers, heads, 14, 14)`` attention, the mean over poses ``(N, 14, 3)`` without confidence or error size."""
     unknown = torch.full(poses.shape[:2], torch.nan)
     total = torch.zeros(())
     for part in poses.split(1024):
@@ -38,14 +35,14 @@ def mean_attention(model: JointRefiner, poses: torch.Tensor) -> np.ndarray:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder with groundtruth.txt and predictions/*.txt.")],
-    weights: Annotated[str, typer.Option(help="Shipped weights' name or a .safetensors file.")] = "nyu14",
-    stride: Annotated[int, typer.Option(help="Every so-manieth frame.", min=1)] = 4,
+    data: Data,
+    weights: Weights = "nyu14",
+    stride: Stride = 4,
     figures: Annotated[Path | None, typer.Option(help="Folder for a picture of every second layer.", file_okay=False)] = None,
 ) -> None:
-    """Print the shares by layer."""
+    """Print the shares of attention by layer."""
     with one_sentence():
-        frames = read_published(data).frames(slice(VALIDATION.start, VALIDATION.stop, stride))
+        frames = validation_frames(data, stride)
         poses = np.concatenate(list(frames.predictions.values())).astype(np.float32)
         attention = mean_attention(JointRefiner.load(weights), torch.from_numpy(poses))
         print(f"{weights}: {len(poses)} poses")

@@ -1,19 +1,20 @@
-"""Plain baselines that a user would try first on a sequence of poses. All take and give ``(frames, 14, 3)`` millimetres."""
+"""Simple filters that a user would try first on a sequence of poses. Each takes and returns ``(frames, 14, 3)`` millimetres."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from jointbert.skeleton import PALM_TO_MID, RIGID_BONES
+from jointbert.skeletons import NYU14
+from jointbert.skeletons.nyu14 import PALM_TO_MID
 
-PROJECTION_BONES = RIGID_BONES + PALM_TO_MID
+PROJECTION_BONES = NYU14.rigid_bones + PALM_TO_MID
 
 
 def bone_projection(poses: np.ndarray, iterations: int = 3, stiffness: float = 0.3) -> np.ndarray:
     """Soft projection to the sequence's own median bone lengths.
 
-    Fingertip and thumb bones, the palm's sides and palm to mids, one after the other: both ends move along the bone by half of
-    ``stiffness`` times what the length is off.
+    The bones are the fingertips', the thumb's, the palm's sides and palm to mid joints, one after the other. Both ends of a
+    bone move along it by half of ``stiffness`` times the difference between its length and the median.
     """
     poses = poses.astype(np.float64)
     lengths = {bone: np.median(np.linalg.norm(poses[:, bone[0]] - poses[:, bone[1]], axis=-1)) for bone in PROJECTION_BONES}
@@ -28,7 +29,7 @@ def bone_projection(poses: np.ndarray, iterations: int = 3, stiffness: float = 0
 
 
 def median_filter(poses: np.ndarray, frames: int = 7) -> np.ndarray:
-    """Median of each coordinate over ``frames`` frames about each; the window is cut at the ends."""
+    """Median of each coordinate over a window of ``frames`` frames, which is cut off at the ends of the sequence."""
     half = frames // 2
     padded = np.pad(poses.astype(np.float64), ((half, half), (0, 0), (0, 0)), constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, frames, axis=0)
@@ -38,7 +39,7 @@ def median_filter(poses: np.ndarray, frames: int = 7) -> np.ndarray:
 def one_euro(
     poses: np.ndarray, fps: float = 25.0, min_cutoff_hz: float = 4.0, beta: float = 0.05, derivative_cutoff_hz: float = 1.0
 ) -> np.ndarray:
-    """The One-Euro filter (Casiez et al., CHI 2012) on each coordinate, causal."""
+    """The causal One-Euro filter (Casiez et al., CHI 2012) on each coordinate."""
 
     def smoothing(cutoff: np.ndarray | float) -> np.ndarray | float:
         rate = 2 * np.pi * cutoff / fps
@@ -56,7 +57,7 @@ def one_euro(
 
 
 def median_then_bones(poses: np.ndarray) -> np.ndarray:
-    """The median filter, then the projection."""
+    """The median filter, then the bone projection."""
     return bone_projection(median_filter(poses))
 
 

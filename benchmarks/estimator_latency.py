@@ -1,16 +1,16 @@
-"""What does the refiner add to a whole estimator's time on a CPU?
+"""How much of a whole estimator's time on a CPU does the refiner take?
 
-    python benchmarks/estimator_latency.py --threads 1
+    python -m benchmarks.estimator_latency --threads 1
 
-The thesis's sizes (30.55M parameters, untrained: time does not depend on weights), from depth images of 640 x 480 to joints in
-millimetres, with and without the refiner, and the refiner alone, whose time is less than the difference of the two varies by;
-by torch and by ONNX Runtime. All interleaved in one run, NumPy in and out.
+The estimator has the thesis's sizes (30.55M parameters) and random weights, on which its time does not depend. It takes depth
+images of 640 x 480 and gives joints in millimetres. Measured with torch and with ONNX Runtime: the estimator with the refiner,
+without it, and the refiner alone, because its time is smaller than the noise of the difference. All calls are interleaved in
+one run and take and give NumPy arrays.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
 import tempfile
 import warnings
 from dataclasses import replace
@@ -21,19 +21,17 @@ from typing import Annotated
 import numpy as np
 import typer
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import jointbert
+from benchmarks.common import Batches, numbers
 from jointbert.bench import cpu_name, interleaved, pin
 from jointbert.camera import NYU
-from jointbert.estimate import Estimator
+from jointbert.estimator import Estimator
 
 
 def main(
-    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,8",
+    batches: Batches = "1,8",
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    seconds: Annotated[float, typer.Option(help="How long to measure each batch size.")] = 60.0,
+    seconds: Annotated[float, typer.Option(help="Duration of the measurement of each batch size.")] = 60.0,
 ) -> None:
     """Print the table."""
     import torch
@@ -64,7 +62,7 @@ def main(
     print(f"{'batch':>6s} {'runtime':14s}{'what':20s}{'p50 ms':>10s}{'p99 ms':>10s}{'share':>10s}")
     depth = np.zeros((480, 640), np.float32)
     depth[180:300, 260:380] = 800
-    for batch in (int(b) for b in batches.split(",")):
+    for batch in numbers(batches):
         given = (np.repeat(depth[None], batch, 0), np.array([[0.0, 0, 800]] * batch), NYU)
         joints = np.repeat(jointbert.load_demo().predictions[:1], batch, 0)
         calls = {f"{runtime}|{name} refiner": partial(run, *given) for (runtime, name), run in estimators.items()}

@@ -1,15 +1,15 @@
-"""How much faster does the hourglass train from the frozen encoder's cached features?
+"""How much faster does the hourglass train on cached features of the frozen encoder?
 
-    python benchmarks/feature_cache.py --threads 1
+    python -m benchmarks.feature_cache --threads 1
 
-A step is forward and backward of pre-training the hourglass (thesis, table 4.1), in float32, at the config's sizes (by default
-the thesis's, with random weights: time does not depend on them), on images that are there already. Interleaved in one run; the
-cache lies in the page cache, as that of a set that fits into memory does.
+A step is one forward and backward pass of the hourglass's pre-training (thesis, table 4.1) in float32, on images that are
+already in memory. The sizes are the config's, by default the thesis's; the weights are random, and times do not depend on them.
+All calls are interleaved in one run. The feature cache is in the operating system's page cache, as it is for a data set that
+fits into memory.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,10 @@ import numpy as np
 import torch
 import typer
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from jointbert.bench import cpu_name, interleaved, pin
 from jointbert.models.estimator import HandPoseEstimator
 from training.config import EstimatorExperiment, ImageDataConfig, read_experiment
-from training.data.batches import Batch, OneByOne
+from training.data.batches import ImageBatch, OneByOne
 from training.data.feature_cache import FeatureCache, build_cache
 from training.errors import one_sentence
 from training.estimator import EstimatorTraining, training_set
@@ -35,9 +32,9 @@ CONFIG = Path(__file__).resolve().parents[1] / "training/configs/estimator/thesi
 
 def main(
     config: Annotated[Path, typer.Option(help="Experiment whose sizes are taken.", exists=True, dir_okay=False)] = CONFIG,
-    batch: Annotated[int, typer.Option(help="Images a step.", min=2)] = 8,
+    batch: Annotated[int, typer.Option(help="Images per step.", min=2)] = 8,
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    seconds: Annotated[float, typer.Option(help="How long to measure.", min=0.1)] = 60.0,
+    seconds: Annotated[float, typer.Option(help="Duration of the measurement.", min=0.1)] = 60.0,
 ) -> None:
     """Print the times of a step."""
     torch.set_num_threads(threads)
@@ -58,7 +55,7 @@ def main(
         module = EstimatorTraining(experiment, model, "hourglass", cache)
         module.model.train()
 
-        def step(given: Batch) -> None:
+        def step(given: ImageBatch) -> None:
             module.zero_grad()
             module.terms(given)["loss"].backward()
 

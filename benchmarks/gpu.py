@@ -1,4 +1,4 @@
-"""Timing on a GPU: what the device takes, without the host's gaps."""
+"""Timing on a GPU: the device's own time, without the gaps in which it waits for the host."""
 
 from __future__ import annotations
 
@@ -11,20 +11,29 @@ from typing import Any
 
 import numpy as np
 import torch
+import typer
 
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def require() -> None:
+    """Ends the command with one sentence and exit code 2 where torch finds no GPU."""
+    if not torch.cuda.is_available():
+        typer.echo("Error: torch finds no GPU", err=True)
+        raise typer.Exit(2)
 
 
 def percentiles(
     call: Callable[[int], object], repeats: int = 1000, warmup: int = 20, together: int = 50
 ) -> tuple[float, float]:
-    """p50 and p99 of the device's time for ``call(k)``, microseconds; ``k`` counts on from the warm-up.
+    """p50 and p99 of the device's time for ``call(k)``, microseconds; ``k`` is 0, 1, ... from the first warm-up call on.
 
-    ``together`` calls at a time are enqueued behind a kernel that waits, so the device never waits for the host; two events
-    stand around each. The queue holds some thousand launches: where they do not fit, fewer calls are enqueued together.
+    ``together`` calls at a time are enqueued behind a kernel that sleeps, so that the device never waits for the host; each
+    call is enclosed by two events. The launch queue holds about a thousand launches: where the calls do not fit, fewer are
+    enqueued together.
 
     Raises:
-        RuntimeError: a single call takes the host longer than the kernel waits, or more launches than the queue holds.
+        RuntimeError: enqueueing a single call takes longer than the sleeping kernel, or more launches than the queue holds.
     """
     for k in range(warmup):
         call(k)
@@ -32,7 +41,7 @@ def percentiles(
     times: list[float] = []
     while len(times) < repeats:
         pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(together)]
-        torch.cuda._sleep(60_000_000)  # some 30 ms: longer than it takes to enqueue what follows
+        torch.cuda._sleep(60_000_000)  # about 30 ms, longer than enqueueing the calls takes
         for k, (begin, end) in enumerate(pairs):
             begin.record()
             call(warmup + len(times) + k)
@@ -50,7 +59,7 @@ def percentiles(
 
 
 def attempt(line: str, timed: Callable[[], tuple[float, float]]) -> tuple[float, float] | None:
-    """What ``timed`` measures; None where it can't, and the row that ``line`` begins says why."""
+    """The result of ``timed``; None where it raises RuntimeError, whose message is printed after ``line``."""
     try:
         return timed()
     except RuntimeError as error:
@@ -59,7 +68,7 @@ def attempt(line: str, timed: Callable[[], tuple[float, float]]) -> tuple[float,
 
 
 def wall_clock(call: Callable[[], object], repeats: int = 500, warmup: int = 50) -> tuple[float, float]:
-    """p50 and p99 of a call in microseconds, as the host sees it; the GPU is idle when it begins."""
+    """p50 and p99 of the host's time for a call, microseconds; the GPU is idle when the call begins."""
     for _ in range(warmup):
         call()
     times = []
@@ -73,8 +82,8 @@ def wall_clock(call: Callable[[], object], repeats: int = 500, warmup: int = 50)
 
 
 class Rotating:
-    """Copies of a tensor, at least four times the L2 cache together: ``rotating[k]`` comes from memory for each new k, whoever
-    read the last one."""
+    """Copies of a tensor that together are at least four times the L2 cache: each ``rotating[k]`` is the next copy, which is
+    read from memory, not from the cache."""
 
     def __init__(self, make: Callable[[], torch.Tensor]) -> None:
         first = make()
@@ -90,7 +99,7 @@ class Rotating:
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written a second by a device copy of 1 GiB."""
+    """Bytes per second, read and written, of a device copy of 1 GiB."""
     source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
     p50, _ = percentiles(lambda _: target.copy_(source), repeats=50, warmup=5)
@@ -98,7 +107,7 @@ def copy_bandwidth() -> float:
 
 
 def device() -> dict[str, str]:
-    """What the figures belong to."""
+    """Names and versions that belong to every measurement on this device."""
     major, minor = torch.cuda.get_device_capability()
     return {
         "device": torch.cuda.get_device_name(),
@@ -109,14 +118,14 @@ def device() -> dict[str, str]:
 
 
 def write(question: str, row: dict[str, Any], keys: tuple[str, ...], more: dict[str, Any] | None = None) -> Path:
-    """Puts one row of a benchmark into ``results/<device>.json``, in place of the one with the same ``keys``."""
+    """Writes one row of a benchmark to ``results/<device>.json``, in place of the row with the same values of ``keys``."""
     name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     path = RESULTS / f"{name}.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     old = content.get(question, {}).get("rows", [])
     rows = [r for r in old if any(r.get(key) != row[key] for key in keys)] + [row]
     content[question] = {**device(), **(more or {}), "rows": rows}
-    whole = path.with_suffix(".part")  # an end in the midst of it must not leave half a file
+    whole = path.with_suffix(".part")  # an interrupted run must not leave half a file
     whole.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     whole.replace(path)
     return path

@@ -1,13 +1,14 @@
 """How much does refinement change the published predictions on NYU's test frames, method by method?
 
-    python benchmarks/nyu_published.py --data DIR
+    python -m benchmarks.nyu_published --data DIR
 
-DIR holds groundtruth.txt and predictions/*.txt (u v d). For each range of frames: mean joint error before and after, and the
-relative gain of single frames, of single frames of a calibrated person (calibrated by the range's own predictions), of a stream
-without look-ahead, of the whole sequence, and of the plain baselines; methods improved, worst method, acceleration error.
+DIR holds groundtruth.txt and predictions/*.txt (u v d). For each range of frames and each method the table gives the MPJPE
+before refinement and the relative gain of: single frames; single frames of a calibrated person (calibrated with the predictions
+of the same range); a stream without look-ahead; the whole sequence; the baselines of :mod:`benchmarks.baselines`. Below stand
+the mean gain, the number of methods improved, the worst method and the acceleration error.
 
-``--variants DIR`` adds a row for every weight file of a folder, such as the ablations' (see training/README.md): single frames,
-also with each method's mean error stated, and four random joints of the truth hidden and filled in.
+``--variants DIR`` adds a row for every weight file of a folder, such as the ablations' (see training/README.md): the gain on
+single frames, with and without each method's MPJPE stated, and the error of four random masked joints of the ground truth.
 """
 
 from __future__ import annotations
@@ -20,22 +21,21 @@ from typing import Annotated
 import numpy as np
 import typer
 
-if __name__ == "__main__":  # a script in a checkout: the repository's root is what it imports from
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import jointbert
 from benchmarks.baselines import BASELINES
+from benchmarks.common import Data, Weights, mpjpe
+from jointbert import JOINT_NAMES
 from jointbert.evaluation.metrics import FITTED, NYU_RANGES, SELECTED, acceleration_error, relative_gain
-from jointbert.skeleton import JOINT_NAMES
 from training.data.nyu import Published, read_published
-from training.validation import hidden_patterns
+from training.errors import one_sentence
+from training.validation import masked_patterns
 
 SINGLE, CALIBRATED, STREAM, SEQUENCE = "single", "calibrated", "stream", "sequence"
 Row = dict[str, dict[str, object]]
 
 
 def figures(poses: np.ndarray, truth: np.ndarray) -> dict[str, object]:
-    """Mean joint error and that of each joint, mm; mean error of the accelerations, mm per frame squared."""
+    """MPJPE and mean error of each joint, mm; mean error of the accelerations, mm per frame squared."""
     errors = np.linalg.norm(poses - truth, axis=-1)
     return {
         "mean_mm": float(errors.mean()),
@@ -45,7 +45,7 @@ def figures(poses: np.ndarray, truth: np.ndarray) -> dict[str, object]:
 
 
 def refined_by(weights: str, backend: str, threads: int, poses: np.ndarray, sequences: bool) -> dict[str, np.ndarray]:
-    """The range's poses, refined in every way."""
+    """The refined poses of one range, by column of the table."""
     refiner = jointbert.Refiner(weights, backend, threads)
     out = {SINGLE: refiner(poses)}
     if sequences:
@@ -58,13 +58,13 @@ def refined_by(weights: str, backend: str, threads: int, poses: np.ndarray, sequ
 
 
 def measure(data: Path, weights: str, backend: str, threads: int, sequences: bool) -> dict[str, dict[str, Row]]:
-    """Figures by range, method and column."""
+    """Figures by range of frames, method and column."""
     published = read_published(data)
     ranges = {name: rows for name, rows in NYU_RANGES.items() if rows.start < len(published.groundtruth)}
     result: dict[str, dict[str, Row]] = {name: {} for name in ranges}
     with typer.progressbar(published.predictions.items(), label="methods", file=sys.stderr) as methods:
         for method, poses in methods:
-            # A range is one person: that is what the baselines' bone lengths assume, too.
+            # Each range shows one person, as the baselines' bone lengths assume.
             for name, rows in ranges.items():
                 truth = published.groundtruth[rows]
                 columns = {"before": poses[rows], **refined_by(weights, backend, threads, poses[rows], sequences)}
@@ -74,7 +74,7 @@ def measure(data: Path, weights: str, backend: str, threads: int, sequences: boo
 
 
 def print_range(name: str, methods: dict[str, Row]) -> None:
-    """One table."""
+    """Prints the table of one range."""
     columns = [column for column in next(iter(methods.values())) if column != "before"]
 
     def column(key: str, figure: str = "mean_mm") -> np.ndarray:
@@ -82,7 +82,7 @@ def print_range(name: str, methods: dict[str, Row]) -> None:
 
     before = column("before")
     gains = {c: 100 * (1 - column(c) / before) for c in columns}
-    print(f"\nframes {name}: {len(methods)} methods; mean joint error before in mm, relative gain in %")
+    print(f"\nframes {name}: {len(methods)} methods; MPJPE before in mm, relative gain in %")
     print(f"{'method':30s}{'before':>8s}" + "".join(f"{c:>11s}" for c in columns))
     for i, method in enumerate(methods):
         print(f"{method[:30]:30s}{before[i]:8.2f}" + "".join(f"{gains[c][i]:+11.2f}" for c in columns))
@@ -95,35 +95,35 @@ def print_range(name: str, methods: dict[str, Row]) -> None:
 
 
 def print_variants(data: Path, folder: Path, backend: str, threads: int) -> None:
-    """One row a weight file."""
+    """Prints one row for each weight file of ``folder``."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder}: there are no weights (*.safetensors)")
     published = read_published(data)
     fitted, selected = (published.frames(NYU_RANGES[name]) for name in (FITTED, SELECTED))
-    seen = hidden_patterns(len(selected.groundtruth), 4).numpy()
+    seen = masked_patterns(len(selected.groundtruth), 4).numpy()
 
     def cells(refiner: jointbert.Refiner, frames: Published, stated: bool = False) -> str:
         gains = []
         for poses in frames.predictions.values():
-            before = float(np.linalg.norm(poses - frames.groundtruth, axis=-1).mean())
+            before = mpjpe(poses, frames.groundtruth)
             after = refiner(poses, error_mm=before if stated else None)
-            gains.append(100 * relative_gain(before, float(np.linalg.norm(after - frames.groundtruth, axis=-1).mean())))
+            gains.append(100 * relative_gain(before, mpjpe(after, frames.groundtruth)))
         return f"{np.mean(gains):+8.2f}{min(gains):+8.2f}{sum(g > 0 for g in gains):>6d}/{len(gains)}"
 
-    print("\nvariants, single frames: mean gain and worst method in %, methods improved; four hidden joints filled in, mm")
+    print("\nvariants, single frames: mean gain and worst method in %, methods improved; error of four masked joints, mm")
     heads = (f"frames {SELECTED.split()[0]}", "error_mm stated", f"frames {FITTED.split()[0]}")
-    print(f"{'':18s}" + "".join(f"{head:>25s}" for head in heads) + f"{'hidden':>9s}")
+    print(f"{'':18s}" + "".join(f"{head:>25s}" for head in heads) + f"{'masked':>9s}")
     for file in files:
         refiner = jointbert.Refiner(file, backend, threads)
         filled = refiner(selected.groundtruth, visible=seen)
-        hidden = np.linalg.norm(filled - selected.groundtruth, axis=-1)[~seen].mean()
+        masked = mpjpe(filled[~seen], selected.groundtruth[~seen])
         columns = [cells(refiner, selected), cells(refiner, selected, True), cells(refiner, fitted)]
-        print(f"{file.stem[:18]:18s}" + "".join(f"{c:>25s}" for c in columns) + f"{hidden:9.2f}", flush=True)
+        print(f"{file.stem[:18]:18s}" + "".join(f"{c:>25s}" for c in columns) + f"{masked:9.2f}", flush=True)
 
 
 def draw(path: Path, name: str, methods: dict[str, Row]) -> None:
-    """Errors before and after by method and gains by joint, with the filters."""
+    """Draws the gain by method and the error by joint, of refinement and of the filters."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -165,27 +165,24 @@ def draw(path: Path, name: str, methods: dict[str, Row]) -> None:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder with groundtruth.txt and predictions/*.txt.")],
-    weights: Annotated[str, typer.Option(help="Shipped weights' name or a .safetensors file.")] = "nyu14",
+    data: Data,
+    weights: Weights = "nyu14",
     backend: Annotated[str, typer.Option(help="auto, native or torch.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    sequences: Annotated[bool, typer.Option(help="Sequences, streams and calibration, too.")] = True,
+    sequences: Annotated[bool, typer.Option(help="Measure sequences, streams and calibration, too.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the validation range's figures (needs matplotlib).")] = None,
     variants: Annotated[
-        Path | None, typer.Option(help="A folder of weights, a row each.", exists=True, file_okay=False)
+        Path | None, typer.Option(help="A folder of weight files, each of which gets a row.", exists=True, file_okay=False)
     ] = None,
 ) -> None:
-    """Refine every published prediction of a folder and print what changed."""
-    try:
+    """Refine every published prediction of a folder and print how its error changes."""
+    with one_sentence():
         result = measure(data, weights, backend, threads, sequences)
         for name, methods in result.items():
             print_range(name, methods)
         if variants is not None:
             print_variants(data, variants, backend, threads)
-    except (ValueError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if figure is not None:

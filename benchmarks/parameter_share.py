@@ -1,18 +1,14 @@
-"""How large is the refiner's share of the whole estimator?
+"""What share of the estimator's parameters does the refiner have?
 
-    python benchmarks/parameter_share.py
+    python -m benchmarks.parameter_share
 
-Counts the live modules' parameters at the thesis's sizes; fails outside 1.6M +- 1 % for the refiner and 5.15 to 5.25 % for its
-share (thesis: 1.6M, 5.2 %).
+Counts the parameters of the modules at the thesis's sizes. The exit code is 1 unless the refiner has 1.6M +- 1 % parameters and
+a share of 5.15 to 5.25 % (thesis: 1.6M, 5.2 %).
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jointbert.models.estimator import HandPoseEstimator
 
@@ -20,12 +16,12 @@ REFINER, SHARE = (1.584e6, 1.616e6), (0.0515, 0.0525)
 
 
 def count() -> dict[str, int]:
-    """Parameters by module."""
+    """Number of parameters by module."""
     return {name: sum(p.numel() for p in module.parameters()) for name, module in HandPoseEstimator().named_children()}
 
 
 def main() -> int:
-    """Print the table; 0 within the bounds."""
+    """Print the table; returns the exit code."""
     parts = count()
     total = sum(parts.values())
     for name, parameters in parts.items():

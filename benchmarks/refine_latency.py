@@ -1,16 +1,15 @@
-"""How long does one refinement take on a CPU, against the same weights in ONNX Runtime and torch?
+"""How long does a call of refine() take on a CPU, compared with the same weights in ONNX Runtime and torch?
 
-    python benchmarks/refine_latency.py --threads 1
+    python -m benchmarks.refine_latency --threads 1
 
-All in one run, interleaved round by round so that a slow moment of the machine hits everybody; warmed up; p50 and p99.
-``refine()`` is the whole call from NumPy millimetres to NumPy millimetres; ONNX Runtime and torch get ready-made features and
-run the network alone, so the comparison favours them.
+All runtimes are measured in one run after a warm-up, interleaved round by round, so that a slow moment of the machine affects
+each of them. The table gives p50 and p99. ``refine()`` is the whole call from NumPy millimetres to NumPy millimetres; ONNX
+Runtime and torch get prepared features and run the network alone, so the comparison favours them.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,18 +18,17 @@ from typing import Annotated
 import numpy as np
 import typer
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import Weights
 
 
 def main(
     threads: Annotated[int, typer.Option(help="Threads of every runtime.", min=1)] = 1,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; may be given several times.")] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure each batch size.")] = 10.0,
-    weights: Annotated[str, typer.Option(help="Shipped weights' name or a .safetensors file.")] = "nyu14",
+    seconds: Annotated[float, typer.Option(help="Duration of the measurement of each batch size.")] = 10.0,
+    weights: Weights = "nyu14",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
-    """Latency of refine() by the native backend, ONNX Runtime and torch."""
+    """Print the latency of refine(), ONNX Runtime and torch."""
     from jointbert.bench import cpu_name, interleaved, pin
 
     cores = pin(threads)
@@ -38,14 +36,14 @@ def main(
     import torch
 
     import jointbert
-    from jointbert.backends import load_backend
     from jointbert.export.onnx import export_refiner
     from jointbert.models.refiner import JointRefiner, encode
+    from jointbert.runtimes import load, runtime
     from jointbert.weights import load_weights
 
     torch.set_num_threads(threads)
     refiner = jointbert.Refiner(weights, "native", threads)
-    isa = getattr(load_backend("native", load_weights(weights), 1), "isa", "?")
+    isa = load(runtime("native"), load_weights(weights), 1).detail
     model = JointRefiner.load(weights)
     with tempfile.TemporaryDirectory() as folder:
         export_refiner(Path(folder) / "refiner.onnx", weights)

@@ -1,45 +1,40 @@
 """How long does the refiner take on a GPU?
 
-    python benchmarks/refiner_gpu.py
+    python -m benchmarks.refiner_gpu
 
-Our launch, in each of its variants, against the same network in torch: eager, and compiled with CUDA graphs, float16. Kernel
-times between two events, poses and weights resident; the network's 45 million operations a pose as a share of what a large
-float16 product reaches in the same run. Then one call of refine() from Python with a tensor on the GPU, and with NumPy.
+Each variant of this library's kernel is compared with the same network in torch, eager and compiled with CUDA graphs, in
+float16. Times are the device's, between two events; poses and weights are in GPU memory. ``of product`` is the rate of the
+network's 45 million operations per pose, as a share of the rate that a large float16 matrix product reaches in the same run.
+The second table times whole calls of refine() from Python, with a tensor on the GPU and with a NumPy array.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import gpu
+from benchmarks.common import Batches, numbers
 
 OPERATIONS = 45.3e6
-"""Multiplications and additions of one pose: 14 joints through 12 layers."""
+"""Multiplications and additions per pose: 14 joints, 12 layers."""
 
 
 def main(
-    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096",
-    compiled: Annotated[bool, typer.Option(help="torch.compile, too.")] = True,
+    batches: Batches = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096",
+    compiled: Annotated[bool, typer.Option(help="Measure torch.compile, too.")] = True,
 ) -> None:
     """Print the tables and add them to benchmarks/results/<device>.json."""
-    import torch
-
-    from benchmarks import gpu
     from jointbert import Refiner, load_demo
-    from jointbert.backends.cuda import CudaBackend, DeviceBatch, DeviceResult
-    from jointbert.device_arrays import read
+    from jointbert.cuda.arrays import read
     from jointbert.models.refiner import JointRefiner
+    from jointbert.runtimes.cuda import CudaBackend, DeviceBatch, DeviceResult
     from jointbert.weights import load_weights
 
-    if not torch.cuda.is_available():
-        typer.echo("Error: torch finds no GPU", err=True)
-        raise typer.Exit(2)
+    gpu.require()
     rate = matrix_rate()
     print(f"{gpu.device()['device']}, a product of float16 reaches {rate / 1e12:.0f} TFLOP/s")
     backends = {p: CudaBackend(load_weights(), precision=p) for p in ("f16", "bf16")}
@@ -50,7 +45,7 @@ def main(
     measured = [{"poses": n, "variant": chosen[v], "us": us} for n, v, us in on_device.measured]
     more = {"matrix_flop_per_s": rate, "clusters": on_device.clusters, "chosen": measured}
     print(f"{'batch':>6s} {'runtime':28s}{'p50 us':>10s}{'p99 us':>10s}{'of product':>12s}")
-    for batch in (int(b) for b in batches.split(",")):
+    for batch in numbers(batches):
         joints = torch.from_numpy(np.resize(poses, (batch, 14, 3))).cuda()
         given, library = read(joints, "joints")
         out = DeviceResult(
@@ -66,7 +61,7 @@ def main(
             for variant in (0, 1, 2) if precision == "f16" else (-1,):
                 try:
                     backend.enqueue(asked, out, library.stream, variant)
-                except (RuntimeError, ValueError):  # not on this GPU, or not for so many
+                except (RuntimeError, ValueError):  # the variant does not run on this GPU, or not with this batch size
                     continue
                 name = f"ours {precision} {chosen.get(variant, 'chosen')}"
                 runtimes[name] = lambda _, b=backend, v=variant, o=out, a=asked: b.enqueue(
@@ -76,11 +71,11 @@ def main(
         with torch.inference_mode():
             runtimes["torch f16"] = lambda _, f=features: model(f)
             for name, run in runtimes.items():
-                eager = name == "torch f16"  # some 180 launches a call
+                eager = name == "torch f16"  # about 180 launches per call
                 row = {"batch": batch, "runtime": name, "chosen": name.endswith(chosen[on_device.choose(batch)])}
                 report(row, run, (60, 3, 3) if eager else (500, 20, 50), rate, more)
 
-    for batch in (1, 4096) if compiled else ():  # each takes seconds to compile
+    for batch in (1, 4096) if compiled else ():  # each batch size compiles for seconds
         torch._dynamo.reset()
         fast = torch.compile(model, mode="reduce-overhead", dynamic=False)
         features = torch.randn(batch, 14, 8, device="cuda", dtype=torch.half)
@@ -107,9 +102,7 @@ def main(
 
 
 def report(row: dict[str, Any], run: Any, how: tuple[int, int, int], rate: float, more: dict[str, Any]) -> None:
-    """Times, prints and writes one row; ``how``: repeats, warm-up, calls together."""
-    from benchmarks import gpu
-
+    """Measures, prints and writes one row; ``how``: repeats, warm-up and ``together`` of :func:`benchmarks.gpu.percentiles`."""
     line = f"{row['batch']:6d} {row['runtime']:28s}"
     times = gpu.attempt(line, lambda: gpu.percentiles(run, *how))
     if times is None:
@@ -121,11 +114,7 @@ def report(row: dict[str, Any], run: Any, how: tuple[int, int, int], rate: float
 
 
 def matrix_rate() -> float:
-    """Operations a second of a float16 product of 8192 x 8192, sums in float32."""
-    import torch
-
-    from benchmarks import gpu
-
+    """Operations per second of a float16 product of two 8192 x 8192 matrices, accumulated in float32."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.half) for _ in range(2))
     out = torch.empty_like(a)
     p50, _ = gpu.percentiles(lambda _: torch.mm(a, b, out=out), repeats=50, warmup=10)

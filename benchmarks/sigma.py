@@ -1,33 +1,28 @@
-"""Is the predicted sigma honest: does it predict the refined joint's Euclidean error?
+"""Is sigma calibrated: does it predict the Euclidean error of the refined joint?
 
-    python benchmarks/sigma.py --data DIR
+    python -m benchmarks.sigma --data DIR
 
-On the validation frames (2440-4375) of published predictions, with the method's mean error given as error_mm and without it:
-joints in ten groups by sigma, every method weighing the same; mean sigma and mean error of each group. One scale, fitted
-on subject 1 (frames 0-2439), is applied. Then the ratio of the two means for each method.
+On the validation frames (2440-4375) of published predictions, once with each method's MPJPE stated as ``error_mm`` and once
+without it. Sigma is multiplied by one scale, fitted on subject 1 (frames 0-2439). The joints of all methods are divided into
+ten groups of equal size by sigma; the table gives mean sigma, mean error and their ratio of each group. The last line gives
+this ratio by method.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Annotated
-
 import numpy as np
 import typer
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import jointbert
+from benchmarks.common import Data, Stride, Weights, mpjpe
 from training.data.nyu import TRAINING, VALIDATION, Published, read_published
 
 
 def sigma_and_error(refiner: jointbert.Refiner, data: Published, given: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Both ``(methods, frames, 14)``, mm."""
+    """Sigma and error of the refined joints, both ``(methods, frames, 14)``, mm; ``given``: the MPJPE is stated."""
     sigmas, errors = [], []
     for poses in data.predictions.values():
-        before = float(np.linalg.norm(poses - data.groundtruth, axis=-1).mean())
+        before = mpjpe(poses, data.groundtruth)
         refined = refiner(poses, error_mm=before if given else None, return_details=True)
         sigmas.append(refined.sigma)
         errors.append(np.linalg.norm(refined.joints - data.groundtruth, axis=-1))
@@ -35,11 +30,11 @@ def sigma_and_error(refiner: jointbert.Refiner, data: Published, given: bool) ->
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder with groundtruth.txt and predictions/*.txt.")],
-    weights: Annotated[str, typer.Option(help="Shipped weights' name or a .safetensors file.")] = "nyu14",
-    stride: Annotated[int, typer.Option(help="Every so-manieth frame.", min=1)] = 4,
+    data: Data,
+    weights: Weights = "nyu14",
+    stride: Stride = 4,
 ) -> None:
-    """Deciles and methods."""
+    """Print sigma and error by decile, and their ratio by method."""
     published = read_published(data)
     refiner = jointbert.Refiner(weights)
     fit = published.frames(slice(TRAINING.start, TRAINING.stop, stride))

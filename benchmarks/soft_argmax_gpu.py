@@ -1,52 +1,45 @@
 """How long does the soft-argmax with confidence take on a GPU?
 
-    python benchmarks/soft_argmax_gpu.py
+    python -m benchmarks.soft_argmax_gpu
 
-14 heatmaps of 64 x 64 a pose, without and with the linear depth head (57,344 to 14): our kernel (one launch) against the same
-in torch, eager and compiled, and against the time in which the maps' bytes could be read at the bandwidth that a copy reaches.
-All in one run, the buffers rotating through four times the L2 cache.
+A pose has 14 heatmaps of 64 x 64. This library's kernel (one launch) is compared with torch, eager and compiled, with and
+without the linear depth head (57,344 inputs, 14 outputs). ``of bandwidth`` is the rate at which the heatmaps' bytes are read,
+as a share of the bandwidth that a device copy reaches in the same run. The calls rotate through buffers of four times the L2
+cache.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import gpu
+from benchmarks.common import Batches, numbers
+from training.errors import one_sentence
 
 
 def main(
-    batches: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,16,64,256,1024",
-    compiled: Annotated[bool, typer.Option(help="torch.compile, too.")] = True,
+    batches: Batches = "1,16,64,256,1024",
+    compiled: Annotated[bool, typer.Option(help="Measure torch.compile, too.")] = True,
 ) -> None:
     """Print the table and add it to benchmarks/results/<device>.json."""
-    import torch
-
-    from benchmarks import gpu
-    from jointbert.backends.cuda import load_module
+    from jointbert.cuda.module import load_module
     from jointbert.models import operators
     from jointbert.models.heatmap import soft_argmax
 
-    if not torch.cuda.is_available():
-        typer.echo("Error: torch finds no GPU", err=True)
-        raise typer.Exit(2)
-    try:
+    gpu.require()
+    with one_sentence():
         load_module()
-    except ImportError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
     bandwidth = gpu.copy_bandwidth()
     print(f"{gpu.device()['device']}, a copy reads and writes {bandwidth / 1e9:.0f} GB/s")
     print(f"{'batch':>6s} {'dtype':9s} {'layout':14s}{'runtime':22s}{'p50 us':>10s}{'p99 us':>10s}{'of bandwidth':>14s}")
-    nothing = gpu.percentiles(lambda _: None)[0]  # what two events take by themselves
+    nothing = gpu.percentiles(lambda _: None)[0]  # the time between two events without work between them
     more = {"copy_bytes_per_s": bandwidth, "empty_events_us": nothing}
-    sizes = [int(b) for b in batches.split(",")]
+    sizes = numbers(batches)
     for batch in sizes:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for layout in (torch.contiguous_format, torch.channels_last):
@@ -59,8 +52,8 @@ def main(
                 for name, run in runtimes.items():
                     report({**row, "runtime": name}, run, maps, bandwidth, more)
                 del maps
-    for batch in {1, 256}.intersection(sizes) if compiled else ():  # each takes seconds to compile
-        torch._dynamo.reset()  # each shape is compiled anew: after eight, it would run eagerly
+    for batch in {1, 256}.intersection(sizes) if compiled else ():  # each batch size compiles for seconds
+        torch._dynamo.reset()  # torch would run eagerly after eight recompilations
         maps = gpu.Rotating(partial(random_maps, batch, torch.float16, torch.contiguous_format))
         _, theirs = with_head(torch.float16)
         row = {"batch": batch, "dtype": "float16", "layout": "contiguous_format"}
@@ -70,16 +63,12 @@ def main(
 
 
 def random_maps(batch: int, dtype: Any, layout: Any) -> Any:
-    """Heatmaps on the GPU."""
-    import torch
-
+    """Random heatmaps ``(B, 14, 64, 64)`` on the GPU."""
     return torch.rand((batch, 14, 64, 64), device="cuda").to(dtype).to(memory_format=layout)
 
 
 def with_head(dtype: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """Soft-argmax and the linear depth head, ours and torch's."""
-    import torch
-
+    """Soft-argmax with the linear depth head: this library's operator and torch's."""
     from jointbert.models import operators
     from jointbert.models.heatmap import soft_argmax
 
@@ -90,11 +79,7 @@ def with_head(dtype: Any) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
 
 
 def report(row: dict[str, Any], run: Any, maps: Any, bandwidth: float, more: dict[str, Any]) -> None:
-    """Times, prints and writes one row."""
-    import torch
-
-    from benchmarks import gpu
-
+    """Measures, prints and writes one row."""
     line = f"{row['batch']:6d} {row['dtype']:9s} {row['layout'][:13]:14s}{row['runtime']:22s}"
     with torch.no_grad():
         times = gpu.attempt(line, lambda: gpu.percentiles(lambda k: run(maps[k]), repeats=500))

@@ -5,12 +5,12 @@
 >>> refined = jointbert.refine(demo.predictions)
 """
 
-from jointbert.backends import Status
-from jointbert.checks import JointbertWarning
+from jointbert.contract import JointbertWarning, Status
 from jointbert.demo import load_demo
 from jointbert.refine import Refiner, refine
-from jointbert.skeleton import JOINT_NAMES
+from jointbert.skeletons import NYU14
 from jointbert.stream import Refined, Stream
 
 __version__ = "0.1.0"
+JOINT_NAMES = NYU14.names
 __all__ = ["JOINT_NAMES", "JointbertWarning", "Refined", "Refiner", "Status", "Stream", "__version__", "load_demo", "refine"]

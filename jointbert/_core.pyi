@@ -43,7 +43,7 @@ class Refiner:
             threads: at most so many work on the batch; the result does not depend on it.
 
         Returns:
-            The fields of ``jointbert.backends.base.Result``: refined joints ``(N, 14, 3)`` in the dtype, order and unit of
+            The fields of ``jointbert.contract.Result``: refined joints ``(N, 14, 3)`` in the dtype, order and unit of
             ``joints``; their expected Euclidean error ``(N, 14)`` in the user's unit; status ``(N,)``; size ``(N,)`` and
             chirality ``(N,)`` in millimetres. A frame that is not refined comes back bit for bit.
 
@@ -53,7 +53,7 @@ class Refiner:
         """
 
     def forward(self, features: np.ndarray, threads: int = 1) -> NDArray[np.float32]:
-        """The network alone: ``(N, 14, 8)`` float32 features to ``(N, 14, 4)`` outputs (``jointbert.backends.layout``).
+        """The network alone: ``(N, 14, 8)`` float32 features to ``(N, 14, 4)`` outputs (``jointbert.contract.layout``).
 
         Raises:
             TypeError, ValueError: as :meth:`run`.

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jointbert import __version__
-from jointbert.backends import BACKENDS
-from jointbert.checks import check_threads
 from jointbert.demo import load_demo
+from jointbert.inputs.arguments import check_threads
 from jointbert.refine import Refiner
+from jointbert.runtimes import RUNTIMES
+from jointbert.runtimes.registry import file_kind
 
 
 def cpu_name() -> str:
@@ -39,7 +40,7 @@ def pin(threads: int) -> list[int]:
 
 
 def interleaved(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, np.ndarray]:
-    """Times each call in turn, again and again, for about ``seconds``; microseconds."""
+    """Times each call in turn, repeatedly, for about ``seconds``; microseconds."""
     for call in calls.values():
         end = time.perf_counter() + 0.3
         while time.perf_counter() < end:
@@ -86,8 +87,8 @@ def bench(weights: str | os.PathLike[str], batches: Sequence[int], threads: int,
     threads = check_threads(threads)
     refiners: dict[str, Refiner] = {}
     failed: dict[str, Exception] = {}
-    is_onnx = Path(weights).suffix == ".onnx"
-    for name in (b for b in BACKENDS if (b == "onnxruntime") == is_onnx):
+    kind = file_kind(Path(weights))
+    for name in (spec.name for spec in RUNTIMES if kind in spec.suffixes):
         try:
             refiner = Refiner(weights, name, threads)
             refiner(load_demo().predictions[:1])  # a GPU's kernels may be built for another

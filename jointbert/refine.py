@@ -5,48 +5,26 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
 
-from jointbert.arrays import Restore, to_numpy
-from jointbert.backends import GPU_PRECISIONS, Batch, Result, SequenceBackend, Status, load_backend
-from jointbert.backends.layout import KNOWN_FRAMES
-from jointbert.checks import (
-    UNITS_MM,
-    check_confidence,
-    check_device_joints,
-    check_device_stated,
-    check_error,
-    check_flag,
-    check_hand,
-    check_joints,
-    check_threads,
-    check_units,
-    check_visible,
-    report,
-)
-from jointbert.device_arrays import NUMPY_TYPES, DeviceArray, is_on_gpu, read
-from jointbert.skeleton import JOINT_NAMES, NUM_JOINTS, RIGID_BONES, resolve_order
+from jointbert.contract import ArrayBackend, Backend, Batch, Result, SequenceBackend, SequentialBackend, Status
+from jointbert.contract.layout import KNOWN_FRAMES, NUM_JOINTS
+from jointbert.cuda.arrays import is_on_gpu
+from jointbert.inputs.arguments import UNITS_MM, check_flag, check_hand, check_threads, check_units
+from jointbert.inputs.poses import PoseOptions, PreparedPoses, RefineOptions, prepare
+from jointbert.inputs.report import report
+from jointbert.runtimes import candidates, choose_precision, load, load_any, refusal
+from jointbert.runtimes.registry import Capability
+from jointbert.skeletons import NYU14
 from jointbert.stream import Refined, Stream
-from jointbert.weights import load_sequence_weights, load_weights
-
-if TYPE_CHECKING:
-    from jointbert.backends.cuda import CudaBackend
+from jointbert.weights import find_weights, load_sequence_weights
 
 _STEP = 1024  # frames between two looks at interrupts: some tenths of a second
-
-
-class _Prepared(NamedTuple):
-    """Checked arguments."""
-
-    batch: Batch
-    given: np.ndarray
-    restore: Restore
-    leading: tuple[int, ...]
+Progress = Callable[[int], None]
 
 
 class Refiner:
@@ -57,10 +35,13 @@ class Refiner:
         backend: ``auto`` (``native``; ``cuda`` for arrays on a GPU, ``onnxruntime`` for an ONNX file), or one of ``native``,
             ``cuda``, ``onnxruntime``, ``torch``.
         threads: CPU threads for a batch, 256 at most (``native``; ``torch`` follows ``torch.set_num_threads``).
-        precision: of the products on a GPU, ``f16`` or ``bf16`` (for weights beyond float16's range); sums are float32.
+        precision: of the network's products: ``auto``, or one that the backend has (``native`` and ``torch``: ``f32``;
+            ``cuda``: ``f16``, or ``bf16`` for weights beyond float16's range; a model file fixes its own). Sums are float32.
+            With ``backend="auto"``, a call on an array whose backend does not have it raises.
 
     Raises:
-        ValueError: unknown weights, backend or precision, a file that does not fit, a bad number of threads.
+        ValueError: unknown weights or backend, a precision that it does not have, a file that does not fit, a bad number of
+            threads.
         ImportError: the backend's library is missing. RuntimeError: backend ``cuda`` without a GPU.
     """
 
@@ -69,18 +50,19 @@ class Refiner:
         weights: str | os.PathLike[str] = "nyu14",
         backend: str = "auto",
         threads: int = 1,
-        precision: str = "f16",
+        precision: str = "auto",
     ) -> None:
         threads = check_threads(threads)
-        if precision not in GPU_PRECISIONS:
-            raise ValueError(f"precision: got {precision!r}; expected one of {', '.join(map(repr, GPU_PRECISIONS))}")
         self._arguments = (weights, backend, threads, precision)
-        self._weights = load_weights(weights)
-        self._backend = load_backend(backend, self._weights, threads, precision)
+        self._specs = candidates(backend, find_weights(weights))
+        self._precision = choose_precision(precision, self._specs)
+        self._weights = load_any(weights)
+        self._backends: dict[str, Backend] = {}
         self._second: SequenceBackend | None = None
-        self._gpu: CudaBackend | None = None
-        self._gpu_lock = Lock()
+        self._lock = Lock()
         self._lengths_mm: np.ndarray | None = None
+        if self._precision in ("auto", *self._specs["cpu"].precisions):
+            self._backend("cpu")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles and copies as what it was made of, and the person; weights given by path are read again."""
@@ -91,7 +73,7 @@ class Refiner:
 
     def __repr__(self) -> str:
         person = "" if self._lengths_mm is None else ", calibrated"
-        return f"Refiner(weights={self._weights.name!r}, backend={self._backend.name!r}{person})"
+        return f"Refiner(weights={self._weights.name!r}, backend={self._specs['cpu'].name!r}{person})"
 
     def __call__(
         self,
@@ -106,20 +88,14 @@ class Refiner:
         sequence: bool = False,
         check: bool = False,
         return_details: bool = False,
+        progress: Progress | None = None,
     ) -> Any:
-        """Refines poses; arguments, result and errors are those of :func:`refine`."""
-        return self._call(
-            joints,
-            confidence=confidence,
-            visible=visible,
-            error_mm=error_mm,
-            order=order,
-            units=units,
-            hand=hand,
-            sequence=sequence,
-            check=check,
-            return_details=return_details,
-        )
+        """Refines poses; arguments, result and errors are those of :func:`refine`.
+
+        ``progress``: called with the number of frames that were done since its last call, several times in a long CPU call.
+        """
+        options = RefineOptions(confidence, visible, error_mm, order, units, hand, sequence, check, return_details)
+        return self._refine(joints, options, progress)
 
     def calibrate(
         self,
@@ -150,18 +126,19 @@ class Refiner:
         if joints is None:
             self._lengths_mm = None
             return {}
-        prepared = self._prepare(joints, confidence, visible, error_mm, order, units, hand)
-        lengths, counts, result = self._second_stage().calibrate(prepared.batch)
-        report(result, units, prepared.batch.mirror, self._sigma_tells(prepared.batch), 3)
+        options = PoseOptions(confidence, visible, error_mm, order, units, hand)
+        batch = prepare(joints, options).batch
+        lengths, counts, result = self._second_stage("calibration").calibrate(batch)
+        report(result, units, batch.mirror, self._sigma_tells(options), 3)
         if not np.isfinite(lengths).any():
             raise ValueError(
                 f"joints: at most {int(counts.max())} of {len(result.status)} frames show a bone; a calibration needs "
                 f"{KNOWN_FRAMES} frames"
             )
         self._lengths_mm = lengths
-        scale = UNITS_MM[units]
-        named = {(JOINT_NAMES[a], JOINT_NAMES[b]): float(mm / scale) for (a, b), mm in zip(RIGID_BONES, lengths, strict=True)}
-        return {bone: length for bone, length in named.items() if math.isfinite(length)}
+        scale, names = UNITS_MM[units], NYU14.names
+        bones = zip(NYU14.rigid_bones, lengths, strict=True)
+        return {(names[a], names[b]): float(mm / scale) for (a, b), mm in bones if math.isfinite(mm)}
 
     def stream(
         self,
@@ -189,202 +166,101 @@ class Refiner:
         check_units(units)
         check_flag("return_details", return_details)
         mirror = check_hand(hand, ())
-        start = self._second_stage().stream
-        core = start(resolve_order(order), UNITS_MM[units], mirror is not None, self._lengths_mm, int(look_ahead))
+        start = self._second_stage("streams").stream
+        core = start(NYU14.resolve_order(order), UNITS_MM[units], mirror is not None, self._lengths_mm, int(look_ahead))
         return Stream(core, units, mirror, self._weights.predicts_sigma, bool(return_details))
 
-    def _sigma_tells(self, batch: Batch) -> bool:
+    def _sigma_tells(self, options: PoseOptions) -> bool:
         """Whether a large sigma comes from what the points look like, and not from what was said of them."""
-        return self._weights.predicts_sigma and batch.error_mm is None and batch.confidence is None
+        return self._weights.predicts_sigma and not options.states_error
 
-    def _second_stage(self) -> SequenceBackend:
+    def _backend(self, place: str) -> Backend:
+        """The runtime for arrays on the ``cpu`` or the ``gpu``; loaded once, by whoever comes first."""
+        spec = self._specs.get(place)
+        if spec is None:
+            raise ValueError(
+                f"joints: the array is on a GPU, and backend {self._specs['cpu'].name!r} computes on the CPU; take 'auto' or "
+                "'cuda', or pass a CPU array"
+            )
+        backend = self._backends.get(spec.name)
+        if backend is None:
+            with self._lock:
+                if spec.name not in self._backends:
+                    _, _, threads, _ = self._arguments
+                    self._backends[spec.name] = load(spec, self._weights, threads, self._precision)
+                backend = self._backends[spec.name]
+        return backend
+
+    def _second_stage(self, capability: Capability) -> SequenceBackend:
+        spec = self._specs["cpu"]
+        if not getattr(spec, capability):
+            raise refusal(spec, capability)
         if self._second is None:
-            self._second = self._backend.sequence(load_sequence_weights(self._weights))
+            first = cast(SequentialBackend, self._backend("cpu"))
+            self._second = first.sequence(load_sequence_weights(self._weights))
         return self._second
 
-    def _prepare(
-        self, joints: Any, confidence: Any, visible: Any, error_mm: Any, order: Any, units: Any, hand: Any
-    ) -> _Prepared:
-        check_units(units)
-        permutation = resolve_order(order)
-        given, restore = to_numpy(joints, "joints")
-        poses = check_joints(given)
-        leading = poses.shape[:-2]
-        per_joint = (*leading, NUM_JOINTS)
-        batch = Batch(
-            joints=poses.reshape(-1, NUM_JOINTS, 3),
-            permutation=permutation,
-            mm_per_unit=UNITS_MM[units],
-            mirror=check_hand(hand, leading),
-            visible=None if visible is None else check_visible(visible, per_joint),
-            confidence=None if confidence is None else check_confidence(confidence, per_joint),
-            error_mm=None if error_mm is None else check_error(error_mm, per_joint),
-        )
-        return _Prepared(batch, given, restore, leading)
-
-    def _call(
-        self,
-        joints: Any,
-        *,
-        confidence: Any = None,
-        visible: Any = None,
-        error_mm: Any = None,
-        order: str | Sequence[str] = "nyu14",
-        units: str = "mm",
-        hand: str | Sequence[str] = "right",
-        sequence: bool = False,
-        check: bool = False,
-        return_details: bool = False,
-        stacklevel: int = 3,
-        progress: Callable[[int], None] | None = None,
-    ) -> Any:
-        check_flag("sequence", sequence)
-        check_flag("check", check)
-        check_flag("return_details", return_details)
+    def _refine(self, joints: Any, options: RefineOptions, progress: Progress | None = None) -> Any:
+        lengths = self._lengths_mm
         if is_on_gpu(joints):
-            if sequence or self._lengths_mm is not None:
-                raise ValueError("joints: on a GPU there are no sequences and no calibrated persons; pass a CPU array")
-            stated = (confidence, visible, error_mm)
-            return self._call_on_gpu(joints, stated, order, units, hand, check, return_details, stacklevel + 1)
-        prepared = self._prepare(joints, confidence, visible, error_mm, order, units, hand)
-        batch, leading = prepared.batch, prepared.leading
+            return self._refine_on_gpu(joints, options, lengths is not None)
+        poses = prepare(joints, options)
+        result = self._run(poses, options.sequence, lengths, progress)
+        report(result, options.units, poses.batch.mirror, self._sigma_tells(options), 4)
+        return _as_given(poses, result, options.return_details)
+
+    def _run(self, poses: PreparedPoses, sequence: bool, lengths_mm: np.ndarray | None, progress: Progress | None) -> Result:
+        batch, leading = poses.batch, poses.leading
         if sequence:
             if not leading:
                 raise ValueError("joints: got the shape (14, 3); expected (frames, 14, 3) for a sequence")
-            second = self._second_stage()
-            lengths = self._lengths_mm
-            result = _in_steps(lambda part: second.run(part, lengths, False), batch, leading[-1], progress)
-        elif self._lengths_mm is not None:
-            second, lengths = self._second_stage(), self._lengths_mm
-            result = _in_steps(lambda part: second.run(part, lengths, True), batch, _STEP, progress)
-        else:
-            result = _in_steps(self._backend.run, batch, _STEP, progress)
-        report(result, units, batch.mirror, self._sigma_tells(batch), stacklevel + 1)
+            second = self._second_stage("sequences")
+            return _in_steps(lambda part: second.run(part, lengths_mm, False), batch, leading[-1], progress)
+        if lengths_mm is not None:
+            second = self._second_stage("calibration")
+            return _in_steps(lambda part: second.run(part, lengths_mm, True), batch, _STEP, progress)
+        return _in_steps(self._backend("cpu").run, batch, _STEP, progress)
 
-        given = prepared.given
-        out = result.joints.reshape(given.shape)
-        if given.dtype.kind == "f" and out.dtype != given.dtype:  # float16, longdouble, swapped bytes
-            with np.errstate(over="ignore"):  # beyond float16: infinite, as in any arithmetic of that type
-                out = out.astype(given.dtype)
-            kept = (result.status != Status.REFINED).reshape(leading)
-            out[kept] = given[kept]
-        restore = prepared.restore
-        if not return_details:
-            return restore(out)
-        sigma = result.sigma.reshape((*leading, NUM_JOINTS)).astype(out.dtype, copy=False)
-        return Refined(restore(out), restore(sigma), restore(result.status.reshape(leading)))
-
-    def _call_on_gpu(
-        self,
-        joints: Any,
-        stated: tuple[Any, Any, Any],
-        order: Any,
-        units: Any,
-        hand: Any,
-        check: bool,
-        return_details: bool,
-        stacklevel: int,
-    ) -> Any:
-        """Refines poses where they are; without ``check`` nothing waits for the GPU."""
-        from jointbert.backends.cuda import DeviceBatch
-
-        check_units(units)
-        permutation = resolve_order(order)
-        backend = self._gpu_backend()
-        backend.check_process()
-        given, library = read(joints, "joints")
-        check_device_joints(given.shape, given.dtype)
-        leading = given.shape[:-2]
-        count, per_joint = math.prod(leading), (*leading, NUM_JOINTS)
-        flat = replace(given, shape=(count, NUM_JOINTS, 3))
-        mirror = check_hand(hand, leading)
-        side: DeviceArray | bool = mirror is not None and bool(mirror.all())
-        if mirror is not None and mirror.any() and not side:
-            side = library.converted(mirror, (count,), "bool", "hand")
-
-        def on_gpu(value: Any, name: str, dtype: str, checked: Callable[[Any, tuple[int, ...]], np.ndarray]) -> Any:
-            if value is None:
-                return None
-            if not is_on_gpu(value):
-                value = checked(value, per_joint).reshape(per_joint)
-                return library.converted(value, per_joint, dtype, name)
-            there, _ = read(value, name, library.stream)
-            check_device_stated(name, there.shape, there.dtype, per_joint)
-            array = library.converted(there, per_joint, dtype, name)
-            if check:  # as it was given: rounding hides what is out of range
-                checked(backend.to_host(there if there.dtype in NUMPY_TYPES else array, library.stream), per_joint)
-            return array
-
-        confidence, visible, error_mm = stated
-        batch = DeviceBatch(
-            joints=flat,
-            permutation=permutation,
-            mm_per_unit=UNITS_MM[units],
-            mirror=side,
-            visible=on_gpu(visible, "visible", "bool", check_visible),
-            confidence=on_gpu(confidence, "confidence", "float32", check_confidence),
-            error_mm=float(check_error(error_mm, (NUM_JOINTS,))[0, 0])
-            if np.isscalar(error_mm)
-            else on_gpu(error_mm, "error_mm", "float32", check_error),
-        )
-        result = backend.run_on_device(batch, library, leading, check)
-        if check and count:
-            assert result.size_mm is not None
-            assert result.chirality is not None
-            looked_at = (result.status, result.sigma, result.size_mm, result.chirality)
-            status, sigma, size, side_mm = (backend.to_host(x, library.stream) for x in looked_at)
-            noticed = Result(np.empty(0), sigma.reshape(-1, NUM_JOINTS), status.reshape(-1), size, side_mm)
-            tells = self._weights.predicts_sigma and error_mm is None and confidence is None
-            report(noticed, units, mirror, tells, stacklevel + 1)
-        joints, sigma, status = (library.result(x) for x in (result.joints, result.sigma, result.status))
-        return Refined(joints, sigma, status) if return_details else joints
-
-    def _gpu_backend(self) -> CudaBackend:
-        """The runtime for arrays on a GPU."""
-        from jointbert.backends.cuda import CudaBackend
-
-        if isinstance(self._backend, CudaBackend):
-            return self._backend
-        if self._arguments[1] != "auto" or self._backend.name != "native":
-            raise ValueError(
-                f"joints: the array is on a GPU, and backend {self._backend.name!r} computes on the CPU; take 'auto' or "
-                "'cuda', or pass a CPU array"
-            )
-        if self._gpu is None:
-            with self._gpu_lock:  # made once, by whoever comes first: it measures
-                if self._gpu is None:
-                    try:
-                        self._gpu = CudaBackend(self._weights, precision=self._arguments[3])
-                    except ImportError as error:
-                        raise ImportError(f"joints: the array is on a GPU; {error}, or pass a CPU array") from None
-        return self._gpu
+    def _refine_on_gpu(self, joints: Any, options: RefineOptions, calibrated: bool) -> Any:
+        for asked, capability in ((options.sequence, "sequences"), (calibrated, "calibration")):
+            if asked and not getattr(self._specs.get("gpu", self._specs["cpu"]), capability):
+                raise refusal(self._specs.get("gpu", self._specs["cpu"]), cast(Capability, capability))
+        try:
+            backend = cast(ArrayBackend, self._backend("gpu"))
+        except ImportError as error:
+            raise ImportError(f"joints: the array is on a GPU; {error}, or pass a CPU array") from None
+        refined = backend.refine_arrays(joints, options)
+        if refined.noticed is not None:
+            report(refined.noticed, options.units, refined.mirror, self._sigma_tells(options), 5)
+        return Refined(refined.joints, refined.sigma, refined.status) if options.return_details else refined.joints
 
 
-def _in_steps(run: Callable[[Batch], Result], batch: Batch, step: int, progress: Callable[[int], None] | None) -> Result:
+def _as_given(poses: PreparedPoses, result: Result, return_details: bool) -> Any:
+    """A result in the type, shape and dtype of the input."""
+    given, restore, leading = poses.given, poses.restore, poses.leading
+    out = result.joints.reshape(given.shape)
+    if given.dtype.kind == "f" and out.dtype != given.dtype:  # float16, longdouble, swapped bytes
+        with np.errstate(over="ignore"):  # beyond float16: infinite, as in any arithmetic of that type
+            out = out.astype(given.dtype)
+        kept = (result.status != Status.REFINED).reshape(leading)
+        out[kept] = given[kept]
+    if not return_details:
+        return restore(out)
+    sigma = result.sigma.reshape((*leading, NUM_JOINTS)).astype(out.dtype, copy=False)
+    return Refined(restore(out), restore(sigma), restore(result.status.reshape(leading)))
+
+
+def _in_steps(run: Callable[[Batch], Result], batch: Batch, step: int, progress: Progress | None) -> Result:
     """Runs ``step`` frames at a time; between steps there is time for an interrupt and for progress."""
-    if len(batch.joints) <= step:
+    count = len(batch.joints)
+    if count <= step:
         return run(batch)
-
-    def part(rows: np.ndarray | None, start: int) -> np.ndarray | None:
-        return None if rows is None else rows[start : start + step]
-
     results = []
-    for start in range(0, len(batch.joints), step):
-        results.append(
-            run(
-                replace(
-                    batch,
-                    joints=batch.joints[start : start + step],
-                    mirror=part(batch.mirror, start),
-                    visible=part(batch.visible, start),
-                    confidence=part(batch.confidence, start),
-                    error_mm=part(batch.error_mm, start),
-                )
-            )
-        )
+    for start in range(0, count, step):
+        results.append(run(batch.rows(start, start + step)))
         if progress is not None:
             progress(len(results[-1].status))
-    return Result(**{f.name: np.concatenate([getattr(r, f.name) for r in results]) for f in fields(Result)})
+    return Result.joined(results)
 
 
 def refine(
@@ -448,19 +324,8 @@ def refine(
     >>> jointbert.refine(poses).shape
     (2, 14, 3)
     """
-    refiner = _cached_refiner(weights, backend)
-    return refiner._call(
-        joints,
-        confidence=confidence,
-        visible=visible,
-        error_mm=error_mm,
-        order=order,
-        units=units,
-        hand=hand,
-        sequence=sequence,
-        check=check,
-        return_details=return_details,
-    )
+    options = RefineOptions(confidence, visible, error_mm, order, units, hand, sequence, check, return_details)
+    return _cached_refiner(weights, backend)._refine(joints, options)
 
 
 @lru_cache(maxsize=8)

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jointbert.arrays import Restore, to_numpy
-from jointbert.backends import Result, SequenceStream, Status
-from jointbert.checks import check_confidence, check_error, check_joints, check_visible, report
-from jointbert.skeleton import NUM_JOINTS
+from jointbert.contract import OnlineSequence, Result, Status
+from jointbert.contract.layout import NUM_JOINTS
+from jointbert.inputs.arguments import check_confidence, check_error, check_joints, check_visible
+from jointbert.inputs.arrays import Restore, to_numpy
+from jointbert.inputs.report import report
 
 _JUDGED_FRAMES = 25
 """One frame may look mirrored or large by accident: units and side are judged once, by the first so many."""
@@ -36,7 +37,7 @@ class Stream:
 
     def __init__(
         self,
-        core: SequenceStream,
+        core: OnlineSequence,
         units: str,
         mirror: np.ndarray | None,
         predicts_sigma: bool,

@@ -1,8 +1,8 @@
-"""The README's GPU figures, from benchmarks/results alone.
+"""Writes the GPU figures of docs/gpu.md from benchmarks/results.
 
     python scripts/gpu_figures.py
 
-Writes them between the README's two marks; without a result, that nothing was measured yet.
+The figures are written between the two marks in docs/gpu.md. Without results the text says that nothing was measured yet.
 """
 
 from __future__ import annotations
@@ -13,25 +13,27 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- GPU figures: scripts/gpu_figures.py writes them -->\n", "<!-- end of GPU figures -->\n"
-NOTHING = "Not yet measured: no GPU was at hand. What a model of an H100 predicts is in [docs/gpu.md](docs/gpu.md).\n"
+NOTHING = (
+    "Not yet measured: no GPU was at hand. What a model of an H100 predicts is [below](#what-a-model-of-an-h100-predicts).\n"
+)
 REFINER_BATCHES, HEATMAP_BATCHES = (1, 16, 256, 4096), (1, 256)
 
 
 def figures(results: Path) -> str:
-    """The text between the marks for a folder of results."""
+    """The text between the marks, from a folder of results."""
     found = {f.name: json.loads(f.read_text(encoding="utf-8")) for f in sorted(results.glob("*.json"))}
     of_gpus = {name: content for name, content in found.items() if is_of_a_gpu(content)}
     return "\n".join(of_device(content, name) for name, content in of_gpus.items()) if of_gpus else NOTHING
 
 
 def is_of_a_gpu(content: Any) -> bool:
-    """Whether benchmarks/gpu.py wrote a file: its questions say what they were measured on."""
+    """Whether a file was written by benchmarks/gpu.py: each of its entries names the device."""
     answers = list(content.values()) if isinstance(content, dict) else []
     return bool(answers) and all(isinstance(a, dict) and "compute_capability" in a for a in answers)
 
 
 def of_device(content: dict[str, Any], file: str) -> str:
-    """A device's tables."""
+    """The tables of one device."""
     name = next(iter(content.values()))["device"]
     lines = [f"{name} (`benchmarks/results/{file}`), p50 and p99 in microseconds:", "", "```"]
     if "refiner" in content:
@@ -57,23 +59,23 @@ def of_device(content: dict[str, Any], file: str) -> str:
 
 
 def in_order(question: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows by batch: they were measured otherwise."""
+    """Rows in the order of batch sizes, not of measurement."""
     return sorted(question["rows"], key=lambda row: row["batch"])
 
 
-def replaced(readme: str, results: Path) -> str:
-    """The README with the figures of today.
+def replaced(page: str, results: Path) -> str:
+    """The page with the figures of the results folder.
 
     Raises:
-        ValueError: a README without the marks.
+        ValueError: the page has no marks.
     """
-    before, _, rest = readme.partition(BEGIN)
+    before, _, rest = page.partition(BEGIN)
     _, mark, after = rest.partition(END)
     if not mark:
-        raise ValueError("README.md: the marks of the GPU figures are missing")
+        raise ValueError("docs/gpu.md: the marks of the GPU figures are missing")
     return before + BEGIN + figures(results) + END + after
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
+    path = ROOT / "docs" / "gpu.md"
     path.write_text(replaced(path.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"), encoding="utf-8")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jointbert
-from jointbert.backends.layout import LAYOUT, SEQUENCE_FEATURES, SEQUENCE_LAYOUT
+from jointbert.contract.layout import LAYOUT, SEQUENCE_FEATURES, SEQUENCE_LAYOUT
 from jointbert.weights import fingerprint, sequence_tensor_shapes, tensor_shapes
 
 DATA = Path(os.environ.get("JOINTBERT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import jointbert
-from jointbert.backends import BACKENDS
 from jointbert.bench import bench
 from jointbert.camera import NYU
-from jointbert.checks import check_threads
-from jointbert.evaluation.textformat import read_joints, write_joints
+from jointbert.inputs.arguments import check_threads
+from jointbert.inputs.textformat import read_joints, write_joints
+from jointbert.runtimes import BACKENDS
 
 
 def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -22,12 +22,12 @@ pytest.importorskip("onnxscript")
 from PIL import Image  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from jointbert.backends.torch_estimator import TorchEstimator  # noqa: E402
 from jointbert.camera import NYU  # noqa: E402
 from jointbert.cli import app  # noqa: E402
-from jointbert.estimate import Estimated, Estimator  # noqa: E402
-from jointbert.evaluation.textformat import read_joints  # noqa: E402
+from jointbert.estimator import Estimated, Estimator  # noqa: E402
+from jointbert.estimator.torch_runtime import TorchEstimator  # noqa: E402
 from jointbert.export.onnx import export_estimator  # noqa: E402
+from jointbert.inputs.textformat import read_joints  # noqa: E402
 from jointbert.models.estimator import HandPoseEstimator  # noqa: E402
 
 SMALL: dict[str, Any] = {"size": 64, "backbone": "resnet18", "width": 16, "depth": 3, "beta": 20.0}
@@ -229,7 +229,7 @@ import sys
 sys.modules["torch"] = None
 import numpy as np
 from jointbert.camera import NYU
-from jointbert.estimate import Estimator
+from jointbert.estimator import Estimator
 depth = np.zeros((480, 640), np.float32)
 depth[200:280, 280:360] = 800
 print(Estimator({str(files / "linear.onnx")!r})(depth[None], np.array([[0, 0, 800]]), NYU).refined.shape)

@@ -1,4 +1,4 @@
-"""scripts/gpu_check.sh on a machine whose tools are played: what becomes of parts that fail or hang."""
+"""scripts/gpu_check.sh with fake tools: parts that fail or hang do not stop the others."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PYTHON = """#!/bin/sh
 case "$*" in
-  *refiner_gpu.py*) echo '{"refiner": {"compute_capability": "9.0"}}' >benchmarks/results/played.json ;;
-  *soft_argmax_gpu.py*) echo "no such kernel" >&2; exit 3 ;;
-  *estimator_gpu.py*) exec sleep 60 ;;
+  *benchmarks.refiner_gpu*) echo '{"refiner": {"compute_capability": "9.0"}}' >benchmarks/results/fake.json ;;
+  *benchmarks.soft_argmax_gpu*) echo "no such kernel" >&2; exit 3 ;;
+  *benchmarks.estimator_gpu*) exec sleep 60 ;;
 esac
 """
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The script, tools that do nothing, and a Python of which one benchmark fails and one hangs."""
+    """A folder with the script, tools that do nothing, and a Python with which one benchmark fails and one hangs."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "gpu_check.sh", tmp_path / "scripts")
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
@@ -32,7 +32,7 @@ def checkout(tmp_path: Path) -> Path:
     nothing = "#!/bin/sh\n"
     for name, text in (
         ("python3", PYTHON),
-        ("nvidia-smi", "#!/bin/sh\necho Played\n"),
+        ("nvidia-smi", "#!/bin/sh\necho Fake\n"),
         *((tool, nothing) for tool in ("cmake", "nvcc", "compute-sanitizer", "ninja")),
     ):
         tool = tmp_path / "bin" / name
@@ -42,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def run(checkout: Path, *parts: str, seconds: int = 525) -> tuple[int, list[str], Path]:
-    """Exit status, lines, and the folder of what it left."""
+    """Exit status, lines of output, and the output folder."""
     path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OUT": str(checkout / "out"), "GPU_CHECK_SECONDS": str(seconds)}
     environment.pop("PYTHON", None)
@@ -53,9 +53,9 @@ def run(checkout: Path, *parts: str, seconds: int = 525) -> tuple[int, list[str]
 
 
 def test_a_part_that_fails_or_hangs_stops_no_other(checkout: Path) -> None:
-    # Of 16 seconds the last 10 are for what does not end: 6 remain.
+    # The last 10 of 16 seconds are reserved for stopping a part: 6 remain.
     code, lines, out = run(checkout, "build", "refiner", "soft_argmax", "estimator", "memcheck", seconds=16)
-    assert lines[0] == "Played"
+    assert lines[0] == "Fake"
     said = {line.split()[1].rstrip(":"): line for line in lines[1:-1]}
     assert said["build"].startswith("ok")
     assert said["refiner"].startswith("ok")
@@ -65,13 +65,13 @@ def test_a_part_that_fails_or_hangs_stops_no_other(checkout: Path) -> None:
     assert said["memcheck"] == "FAILED  memcheck: no time is left"
     assert lines[-1] == "3 parts failed"
     assert code == 3
-    # What was measured is there, and nothing else but the log.
-    assert json.loads((out / "played.json").read_text()) == {"refiner": {"compute_capability": "9.0"}}
-    assert sorted(p.name for p in out.iterdir()) == ["log.txt", "played.json"]
+    # The output folder holds the measurements and the log, nothing else.
+    assert json.loads((out / "fake.json").read_text()) == {"refiner": {"compute_capability": "9.0"}}
+    assert sorted(p.name for p in out.iterdir()) == ["fake.json", "log.txt"]
     assert "=== soft_argmax:" in (out / "log.txt").read_text()
 
 
-def test_only_the_parts_that_are_named_run(checkout: Path) -> None:
+def test_only_named_parts_run(checkout: Path) -> None:
     code, lines, _ = run(checkout, "configure", "module")
     assert code == 0
     assert [line.split()[:2] for line in lines[1:]] == [["ok", "configure"], ["ok", "module"], ["0", "parts"]]

@@ -1,4 +1,4 @@
-"""The README's GPU figures come from the results files, and from nowhere else."""
+"""The GPU figures of docs/gpu.md come from the results files, and from nowhere else."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "gpu_figures.py"))
 
 
-def test_the_readme_says_what_was_measured() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert SCRIPT["replaced"](readme, ROOT / "benchmarks" / "results") == readme
+def test_the_page_says_what_was_measured() -> None:
+    page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert SCRIPT["replaced"](page, ROOT / "benchmarks" / "results") == page
 
 
 def test_figures_of_a_device(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ pytest.importorskip("PIL")
 from PIL import Image
 
 from jointbert.camera import NYU, Camera
-from jointbert.images import centre_of_mass, read_depth, read_rgb
+from jointbert.inputs.images import centre_of_mass, read_depth, read_rgb
 
 DEPTH = np.array([[0, 700, 701], [1200, 65535, 255]], np.uint16)
 

@@ -1,4 +1,4 @@
-"""``python -m training``: training and export, from a checkout."""
+"""``python -m training``: training and export from a checkout."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Out = Annotated[Path, typer.Option(help="Folder for checkpoints and logs.")]
 Nyu = Annotated[Path | None, typer.Option(help="Folder of published NYU predictions; the config's without it.")]
 Leap = Annotated[Path | None, typer.Option(help="Leap recordings (npz); the config's without it.")]
-Resume = Annotated[bool, typer.Option(help="Go on from out/last.ckpt if it is there.")]
-Epochs = Annotated[int | None, typer.Option(help="Train for so many epochs instead of the config's.", min=1)]
+Resume = Annotated[bool, typer.Option(help="Resume from out/last.ckpt if it exists.")]
+Epochs = Annotated[int | None, typer.Option(help="Number of epochs, instead of the config's.", min=1)]
 Threads = Annotated[int, typer.Option(help="CPU threads.", min=1)]
 E_ = TypeVar("E_", Experiment, SequenceExperiment)
 
@@ -78,7 +78,7 @@ def ablations(
     epochs: Epochs = None,
     threads: Threads = 2,
 ) -> None:
-    """Pre-trains and exports every experiment of a folder, one after the other; goes on where it stopped."""
+    """Pre-trains and exports every experiment of a folder, one after the other; resumes an interrupted run."""
     from training.refiner import export, pretrain
 
     with one_sentence():
@@ -130,7 +130,7 @@ def export_sequence(
 
 
 ImageConfig = Annotated[Path, typer.Option(help="Experiment, see training/configs/estimator.", exists=True, dir_okay=False)]
-Processes = Annotated[int, typer.Option(help="Processes that share each step (DDP).", min=1)]
+Processes = Annotated[int, typer.Option(help="Number of processes that share each step (DDP).", min=1)]
 Images = Annotated[Path | None, typer.Option("--nyu", help="Folder of the NYU data set; the config's without it.")]
 Encoder = Annotated[str, typer.Option(help="The frozen encoder: 'imagenet', a ResNet's weights, or an estimator's file.")]
 Hourglass = Annotated[Path | None, typer.Option(help="An exported estimator, whose hourglass it starts from.", dir_okay=False)]
@@ -138,7 +138,7 @@ Cache = Annotated[Path | None, typer.Option(help="Folder of cache-features, of t
 
 
 ESTIMATOR = "estimator.safetensors"
-"""What each stage leaves in its folder for the next."""
+"""Name of the file that each stage writes to its folder for the next one."""
 
 
 def _image_experiment(config: Path, nyu: Path | None, epochs: int | None) -> EstimatorExperiment:
@@ -157,7 +157,7 @@ def pretrain_encoder(
     threads: Threads = 2,
     processes: Processes = 1,
 ) -> None:
-    """Pre-trains encoder and hourglass on images, where ImageNet's weights can't be had."""
+    """Pre-trains encoder and hourglass on images, where ImageNet's weights are not available."""
     import torch
 
     from jointbert.models.estimator import HandPoseEstimator
@@ -211,7 +211,7 @@ def train(
     threads: Threads = 2,
     processes: Processes = 1,
 ) -> None:
-    """Trains the estimator end to end (thesis, table 4.3); with --encoder random the encoder, too, which is not frozen then."""
+    """Trains the estimator end to end (thesis, table 4.3); with --encoder random the encoder is trained, too."""
     import torch
 
     from jointbert.models.estimator import HandPoseEstimator
@@ -238,7 +238,7 @@ def cache_features(
     nyu: Images = None,
     threads: Threads = 2,
 ) -> None:
-    """Computes the frozen encoder's features of a config's images once; goes on where it stopped."""
+    """Computes the frozen encoder's features of a config's images once; resumes an interrupted run."""
     import torch
 
     from jointbert.models.estimator import HandPoseEstimator
@@ -279,7 +279,7 @@ def render_hands(
         Path | None, typer.Option(help="Write one hand as NYU's camera would see it: a PNG of 16 bits, mm.", dir_okay=False)
     ] = None,
 ) -> None:
-    """Draws rendered hands with their joints, hidden ones hollow, and says how many images a second there are on one thread."""
+    """Draws rendered hands with their joints (occluded joints hollow) and prints the rendering speed on one thread."""
     from training.render_hands import draw, write_depth
 
     with one_sentence():

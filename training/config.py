@@ -1,4 +1,4 @@
-"""Experiments as yaml files: read into dataclasses, every unknown key an error."""
+"""Experiments: dataclasses that are read from yaml files. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jointbert.models.sequence import SequenceConfig
 from training.data.clips import ClipConfig
 from training.data.images import RenderConfig
 from training.data.nyu_images import Augmentation
-from training.data.stream import DataConfig
+from training.data.sampler import DataConfig
 
 T = TypeVar("T")
 
@@ -32,35 +32,35 @@ class OptimConfig:
     warmup_steps: int = 1000
     decay: Literal["cosine", "exponential", "constant"] = "cosine"
     final_lr: float = 0.02
-    """The cosine ends at this fraction of ``lr``."""
+    """Fraction of ``lr`` at the end of the cosine."""
     decay_factor: float = 0.99
-    """Of an exponential decay, for each epoch."""
+    """Factor of the learning rate for each epoch of the exponential decay."""
     clip: float = 1.0
     ema: float = 0.999
-    """Decay of the averaged weights, which are those that are validated and exported; 0: no average."""
+    """Decay of the averaged weights, which are validated and exported; 0: no average."""
     second_pass: float = 0.0
-    """Share of each batch that the refiner sees a second time: its own result, with its own sigma as the expected error. It
-    learns to let that be."""
+    """Share of each batch that is refined once before, with the refiner's own sigma as the expected error. From these poses the
+    refiner learns not to change a refined pose again."""
     rest: bool = False
-    """Of the methods' own predictions, refined once, joints learn to stay; otherwise sigma alone learns from them."""
+    """Refined predictions of the published methods teach joints to stay; otherwise they train sigma alone."""
     loss: Literal["likelihood", "l2"] = "likelihood"
-    """``l2``: the thesis's. ``likelihood``: Euclidean errors relative to the corruption's size, and an honest sigma."""
+    """``l2``: the thesis's. ``likelihood``: Euclidean errors relative to the corruption's size, and a calibrated sigma."""
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Length and arithmetic of a run; an epoch is ``steps_per_epoch`` batches."""
+    """Length and precision of a run; an epoch has ``steps_per_epoch`` batches."""
 
     epochs: int = 60
     steps_per_epoch: int = 500
     batch_size: int = 256
-    """Of each process."""
+    """Size of each process's batch."""
     precision: str = "bf16-mixed"
     compile: bool = True
     validate_every: int = 1
-    """So many epochs, then validation and a checkpoint."""
+    """Epochs between two validations; each validation writes a checkpoint."""
     validation_stride: int = 6
-    """Validate on every so-manieth frame."""
+    """Validation uses every N-th frame."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class SequenceExperiment:
-    """One training run of the sequence refiner, on a refiner that stays as it is."""
+    """One training run of the sequence refiner on a fixed refiner."""
 
     name: str
     seed: int = 0
@@ -94,28 +94,30 @@ class SequenceExperiment:
 
 @dataclass(frozen=True)
 class ImageDataConfig:
-    """Images for the estimator."""
+    """Source of the estimator's images."""
 
     source: Literal["rendered", "nyu"] = "rendered"
     render: RenderConfig = field(default_factory=RenderConfig)
     nyu: str = "../nyu"
     """Folder of the NYU Hand Pose data set, with ``train`` and ``test`` in it."""
     centres: str = ""
-    """Files of hand centres for NYU's images, ``train`` and ``test`` put in for ``{split}``; empty: centres of mass."""
+    """Path of the hand centres of NYU's images, in which ``{split}`` stands for ``train`` or ``test``; empty: centres of
+    mass."""
     centre_format: Literal["xyz", "uvd"] = "xyz"
     augmentation: Augmentation = field(default_factory=Augmentation)
     images: int = 0
-    """Rendered images of a set that stays; 0: new ones without end."""
+    """Number of rendered images in a fixed set; 0: every batch is rendered anew."""
     variants: int = 1
-    """Augmentations of each recorded image, which stay."""
+    """Number of fixed augmentations of each recorded image."""
     seed: int = 0
-    """Of the images that stay; the run's own is that of their order, and of images without end."""
+    """Seed of a fixed set of images; the run's own seed decides their order, and images that are rendered anew."""
     validation_images: int = 512
 
 
 @dataclass(frozen=True)
 class EstimatorLossConfig:
-    """The terms of eq. 4.5. The thesis gives neither the blobs' size nor the factors: chosen here."""
+    """Weights of the terms of eq. 4.5. The thesis gives neither the blobs' size nor the factors; these values are our
+    choice."""
 
     blob: float = 2.0
     """Standard deviation of the true heatmaps' blobs, in heatmap pixels."""
@@ -125,14 +127,14 @@ class EstimatorLossConfig:
     refined: float = 1.0
     """Lambda 2, of absolute errors in units of 100 mm, weighted by 1 / C."""
     floor: float = 0.05
-    """C is not taken for less in 1 / C."""
+    """Lower bound of C in 1 / C."""
     sigma: float = 0.01
-    """Of what keeps the refiner's sigma honest, which the thesis has not."""
+    """Weight of the term that calibrates the refiner's sigma; the thesis has no such term."""
 
 
 @dataclass(frozen=True)
 class EstimatorExperiment:
-    """One training run of the estimator: of its encoder, of its hourglass, or of all that is not frozen."""
+    """One training run of the estimator: of its encoder, its hourglass, or every part that is not frozen."""
 
     name: str
     model: EstimatorConfig
@@ -193,7 +195,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return {str(k): _value(arguments[1], v, where) for k, v in value.items()}
         if hint is float:
             return float(value)  # yaml reads 1e-4 as a string
-        if isinstance(hint, types.UnionType):  # something, or none
+        if isinstance(hint, types.UnionType):  # an optional value
             kinds = [kind for kind in arguments if kind is not type(None)]
             return None if value is None and len(kinds) < len(arguments) else _value(kinds[0], value, where)
         if not isinstance(value, hint):

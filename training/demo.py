@@ -1,4 +1,4 @@
-"""Generates the sample that ships with the package."""
+"""Generates the demo's sample of the package."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from training.data.nyu import TRAINING, read_published
 
 
 def make_demo(nyu: Path, out: Path, frames: int = 256, seed: int = 14) -> None:
-    """Writes ``frames`` procedural hands half a metre to a metre away, palm to the camera give or take 40 degrees."""
+    """Writes ``frames`` procedural hands half a metre to a metre away, with the palm within about 40 degrees of the camera."""
     g = torch.Generator().manual_seed(seed)
     errors = ErrorModel.fit(PoseBank(read_published(nyu).frames(TRAINING)))
     local = build(sample_directions(frames, g), g) * rand((frames, 1, 1), 0.7, 1.05, g)
-    predicted = local + 1.5 * errors.sample(frames, g)  # unseen subjects: half as much again
+    predicted = local + 1.5 * errors.sample(frames, g)  # errors on unseen subjects are about half as large again
 
     # Fingers up in the image (y down), the palm's side (z of its frame) toward the camera.
     facing = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])

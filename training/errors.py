@@ -1,4 +1,4 @@
-"""How the command lines of training and benchmarks say what is wrong."""
+"""Error messages of the command lines of training and benchmarks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Bad input ends in a sentence and exit code 2."""
+    """Ends the command with one sentence and exit code 2 on bad input."""
     try:
         yield
     except (ValueError, OSError, ImportError) as error:

@@ -1,5 +1,5 @@
-"""Training of the estimator with Lightning: its encoder where there are no ImageNet weights, its hourglass (thesis, table 4.1),
-all of it end to end (table 4.3)."""
+"""Training of the estimator with Lightning in three stages: its encoder where there are no ImageNet weights, its hourglass
+(thesis, table 4.1), and all parts end to end (table 4.3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
 from jointbert.models.regression import AdaptiveWeighting
 from training import losses
 from training.config import EstimatorExperiment, ImageDataConfig
-from training.data.batches import Batch, Endless, ImageSet, OneByOne, Shuffled, rendered_set
+from training.data.batches import Endless, ImageBatch, ImageSet, OneByOne, Shuffled, rendered_set
 from training.data.feature_cache import FeatureCache
 from training.data.images import HandImages, RenderedHands
 from training.data.nyu_images import NyuImages
@@ -28,20 +28,22 @@ Stage = Literal["encoder", "hourglass", "estimator"]
 COMMANDS: dict[Stage, str] = {"encoder": "pretrain-encoder", "hourglass": "pretrain-hourglass", "estimator": "train"}
 VALIDATION_SEED, TEST_SEED = 900_001, 800_001
 TEST_IMAGES = 4
-"""Times as many as for validation, where they are rendered."""
+"""Number of rendered test images, relative to the validation images."""
 VALIDATION_BATCH = 32
+DRAWN_IMAGES = 4
+"""Validation images that each validation draws for TensorBoard."""
 SETTLING_BATCHES = 32
-"""For batch norm's statistics before each validation."""
+"""Batches for batch norm's statistics before each validation."""
 
 
 class Errors(NamedTuple):
-    """Of a set of images."""
+    """Errors of all images of a set."""
 
     before: Tensor  # [N, 14]: mm
     after: Tensor  # [N, 14]: mm
     confidence: Tensor  # [N, 14]
     visible: Tensor  # [N, 14]
-    heatmaps: Tensor  # []: eq. 4.1; of an AWR head, which has closeness in their place, it means nothing
+    heatmaps: Tensor  # []: eq. 4.1; meaningless for an AWR head, which has closeness instead
 
 
 class EstimatorTraining(Training[HandPoseEstimator]):
@@ -57,16 +59,16 @@ class EstimatorTraining(Training[HandPoseEstimator]):
         self.validation = validation
 
     def compile_model(self) -> None:
-        self.model.top_down.compile()
+        self.model.neck.compile()
         self.model.hourglass.compile()
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: ImageBatch, _: int) -> Tensor:
         terms = self.terms(batch)
         for name, value in terms.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss")
         return terms["loss"]
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
+    def terms(self, batch: ImageBatch) -> dict[str, Tensor]:
         """The losses of a batch by name; ``loss`` is their weighted sum (eq. 4.5)."""
         config, images, model = self.experiment.loss, batch.images, self.model
         maps = model.encode(images.crops) if batch.maps is None else list(batch.maps)
@@ -93,7 +95,7 @@ class EstimatorTraining(Training[HandPoseEstimator]):
             refined, _ = model.refine(joints, confidence)
             terms["refined"] = losses.refinement_loss(refined, images.joints, confidence, config.floor)
             terms["loss"] = terms["loss"] + config.refined * terms["refined"]
-            if config.sigma:  # of joints that it can't move to where it would be right
+            if config.sigma:  # the joints are detached: sigma's loss must not move them
                 refined, sigma = model.refine(joints.detach(), confidence.detach())
                 terms["sigma"] = losses.sigma_loss(refined, images.joints, sigma)
                 terms["loss"] = terms["loss"] + config.sigma * terms["sigma"]
@@ -110,7 +112,7 @@ class EstimatorTraining(Training[HandPoseEstimator]):
                 self.log(f"val/{name}_mm", errors.mean(), prog_bar=True, sync_dist=True)
                 if not found.visible.all():
                     self.log(f"val/{name}_visible_mm", errors[found.visible].mean(), sync_dist=True)
-                    self.log(f"val/{name}_hidden_mm", errors[~found.visible].mean(), sync_dist=True)
+                    self.log(f"val/{name}_occluded_mm", errors[~found.visible].mean(), sync_dist=True)
             score = -found.after.mean()
         else:
             score = -found.heatmaps
@@ -119,23 +121,25 @@ class EstimatorTraining(Training[HandPoseEstimator]):
             self.draw()
 
     def settle(self) -> None:
-        """Batch norm's statistics of the weights to use, of which the running ones are not: while weights move fast, or are an
-        average, those are other networks'. The same batches in every process."""
-        stream = self.trainer.datamodule.stream  # type: ignore[attr-defined]
-        own, stream.offset = stream.offset, self.trainer.current_epoch * self.trainer.world_size * stream.length
+        """Estimates batch norm's statistics with the weights that are validated.
+
+        The running statistics belong to earlier weights, which differ while weights change fast or are averaged. All processes
+        use the same batches."""
+        sampler = self.trainer.datamodule.sampler  # type: ignore[attr-defined]
+        own, sampler.offset = sampler.offset, self.trainer.current_epoch * self.trainer.world_size * sampler.length
         try:
-            batches = (stream[i] for i in range(min(SETTLING_BATCHES, stream.length)))
+            batches = (sampler[i] for i in range(min(SETTLING_BATCHES, sampler.length)))
             estimate_statistics(self.best_model, (self.transfer_batch_to_device(b, self.device, 0) for b in batches))
         finally:
-            stream.offset = own
+            sampler.offset = own
 
     @torch.inference_mode()
     def draw(self) -> None:
-        """The first validation images with their heatmaps and poses, for TensorBoard."""
+        """Logs the first validation images with their heatmaps and poses to TensorBoard."""
         from jointbert.evaluation.figures import estimate_figure
 
         model = self.best_model
-        images = self.validation.take(list(range(min(4, len(self.validation))))).images
+        images = self.validation.take(list(range(min(DRAWN_IMAGES, len(self.validation))))).images
         images = HandImages(*(x.to(self.device) for x in images))
         dense = model.dense(images.crops)
         joints = model.to_xyz(dense.joints, images.crop)
@@ -150,10 +154,10 @@ class EstimatorTraining(Training[HandPoseEstimator]):
 
 
 def prepare(model: HandPoseEstimator, stage: Stage) -> None:
-    """Lets learn what a stage trains, and nothing else; an encoder that was thawed stays so.
+    """Sets ``requires_grad`` of the parameters that a stage trains, and of no others; a thawed encoder stays trainable.
 
     Raises:
-        ValueError: a frozen encoder that has learned nothing.
+        ValueError: the encoder is frozen and was not trained.
     """
     thawed = any(p.requires_grad for p in model.encoder.parameters())
     model.requires_grad_(False)
@@ -164,7 +168,7 @@ def prepare(model: HandPoseEstimator, stage: Stage) -> None:
             "the encoder's weights are random, and it is frozen: name ImageNet weights (--encoder imagenet, or a file), or "
             "pre-train it on rendered hands first (pretrain-encoder)"
         )
-    model.top_down.requires_grad_(True)
+    model.neck.requires_grad_(True)
     model.hourglass.requires_grad_(True)
     if isinstance(model.regression, AdaptiveWeighting):
         model.regression.requires_grad_(True)
@@ -176,8 +180,8 @@ def prepare(model: HandPoseEstimator, stage: Stage) -> None:
 
 
 @torch.no_grad()
-def estimate_statistics(model: HandPoseEstimator, batches: Iterable[Batch]) -> None:
-    """Batch norm's mean and variance as the mean over batches, at least one, of every such layer that is not frozen."""
+def estimate_statistics(model: HandPoseEstimator, batches: Iterable[ImageBatch]) -> None:
+    """Sets mean and variance of every batch norm layer that is not frozen to their means over at least one batch."""
     was_training = model.training
     model.train()
     layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
@@ -221,7 +225,7 @@ def measure(model: HandPoseEstimator, images: ImageSet, blob: float, device: tor
 
 
 def training_set(config: ImageDataConfig, model: EstimatorConfig) -> tuple[ImageSet | None, str]:
-    """The images that stay, None where there are new ones without end, and what they are in a word."""
+    """The fixed set of training images, or None where they are rendered anew; and a text that identifies the set."""
     if config.source == "nyu":
         items = _nyu(config, model, "train", config.augmentation, config.variants, config.seed)
         rows = range(_training_frames(items, config) * config.variants)
@@ -251,7 +255,7 @@ def _nyu(config: ImageDataConfig, model: EstimatorConfig, split: str, *changes: 
 
 
 def validation_set(config: ImageDataConfig, model: EstimatorConfig) -> ImageSet:
-    """Images that training does not see: rendered ones of another seed, or the last of NYU's training frames, as recorded."""
+    """Images that are not used for training: rendered with another seed, or the last of NYU's training frames, as recorded."""
     if config.source == "rendered":
         return rendered_set(config.render, model.size, model.cube_mm, config.validation_images, VALIDATION_SEED)
     items = _nyu(config, model, "train")
@@ -259,7 +263,7 @@ def validation_set(config: ImageDataConfig, model: EstimatorConfig) -> ImageSet:
 
 
 def test_set(config: ImageDataConfig, model: EstimatorConfig) -> ImageSet:
-    """Images that neither training nor the choice of a checkpoint saw: rendered ones of yet another seed, NYU's test split."""
+    """Images that are used neither for training nor for model selection: rendered with a third seed, or NYU's test split."""
     if config.source == "nyu":
         return OneByOne(_nyu(config, model, "test"))
     return rendered_set(config.render, model.size, model.cube_mm, TEST_IMAGES * config.validation_images, TEST_SEED)
@@ -282,13 +286,13 @@ def train(
     processes: int = 1,
     cache: Path | None = None,
 ) -> Path:
-    """Trains, or goes on; returns the best checkpoint by validation score, whose estimator is written beside it.
+    """Trains, or resumes a run; returns the best checkpoint by validation score and writes its estimator beside it.
 
     Args:
-        cache: folder of a feature cache of the training images (:func:`cache_features`).
+        cache: folder of a feature cache of the training images (command ``cache-features``).
 
     Raises:
-        ValueError: what can't be: a random frozen encoder, a cache of something else, a set smaller than a batch.
+        ValueError: a random frozen encoder, another experiment's cache, or a set smaller than a batch.
     """
     if experiment.model.image != "depth":
         raise ValueError(f"model: image: got {experiment.model.image!r}; rendered and NYU's images are depth")
@@ -304,10 +308,10 @@ def train(
         images = FeatureCache(cache, model, images_id)
     if images is None:
         options = (experiment.model.size, experiment.model.cube_mm, trainer.batch_size, trainer.steps_per_epoch)
-        stream: Endless | Shuffled = Endless(RenderedHands(experiment.data.render, *options, experiment.seed))
+        sampler: Endless | Shuffled = Endless(RenderedHands(experiment.data.render, *options, experiment.seed))
     else:
-        stream = Shuffled(images, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
-    best = fit(module, stream, out, resume, processes)
+        sampler = Shuffled(images, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
+    best = fit(module, sampler, out, resume, processes)
     if module.global_rank == 0:
         export_estimator(best, out / "estimator.safetensors")
     return best
@@ -317,7 +321,7 @@ def export_estimator(checkpoint: Path, out: Path) -> None:
     """Writes a checkpoint's estimator (the averaged weights, where it has them) as safetensors.
 
     Raises:
-        ValueError: not a checkpoint of an estimator.
+        ValueError: the file is not a checkpoint of an estimator.
     """
     weights, run = read_checkpoint(checkpoint, "train")
     experiment = run["experiment"]
@@ -334,16 +338,16 @@ def export_estimator(checkpoint: Path, out: Path) -> None:
 
 
 def hourglass_parts(model: HandPoseEstimator) -> tuple[str, ...]:
-    """What pre-training the hourglass trains: of an AWR head, its directions, too."""
+    """Names of the parts that the hourglass's pre-training trains; with an AWR head its directions are among them."""
     awr = isinstance(model.regression, AdaptiveWeighting)
-    return ("top_down", "hourglass", "regression") if awr else ("top_down", "hourglass")
+    return ("neck", "hourglass", "regression") if awr else ("neck", "hourglass")
 
 
 def load_parts(model: HandPoseEstimator, path: Path, parts: tuple[str, ...]) -> None:
-    """Takes some modules' weights from another estimator's file.
+    """Copies the weights of some modules from another estimator's file.
 
     Raises:
-        ValueError: that estimator has another architecture. OSError: it can't be read.
+        ValueError: the other estimator has another architecture. OSError: it can't be read.
     """
     other = HandPoseEstimator.load(path)
     for part in parts:

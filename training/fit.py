@@ -1,4 +1,4 @@
-"""What every training here has in common: optimiser, schedule, averaged weights, checkpoints that resume exactly, logs."""
+"""What all trainings share: optimiser, schedule, averaged weights, checkpoints from which runs resume exactly, logs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def learning_rate(step: int, optim: OptimConfig, steps: int, steps_per_epoch: int = 1) -> float:
-    """Factor of the learning rate: linear warm-up, then a cosine to ``final_lr``, a factor for each epoch, or a constant."""
+    """Factor of the learning rate: linear warm-up, then a cosine to ``final_lr``, exponential decay by epoch, or a constant."""
     if step < optim.warmup_steps:
         return (step + 1) / optim.warmup_steps
     if optim.decay == "exponential":
@@ -33,7 +33,7 @@ def learning_rate(step: int, optim: OptimConfig, steps: int, steps_per_epoch: in
 
 
 class Training(L.LightningModule, Generic[Model]):
-    """Trains ``model``; validation and export use the averaged weights where there are any."""
+    """Trains ``model``. Validation and export use the averaged weights, if the experiment has them."""
 
     def __init__(self, experiment: Experiment | SequenceExperiment | EstimatorExperiment, model: Model) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class Training(L.LightningModule, Generic[Model]):
             self.compile_model()
 
     def compile_model(self) -> None:
-        """Compiles what a training step calls."""
+        """Compiles the modules that a training step calls."""
         self.model.compile()
 
     @property
     def best_model(self) -> Model:
-        """The weights to use: the average, or the model itself."""
+        """The model with the averaged weights, or the model itself without an average."""
         return self.model if self.average is None else self.average.module
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -74,8 +74,8 @@ class Training(L.LightningModule, Generic[Model]):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class Stream(Protocol):
-    """Batches by index, from ``offset`` on."""
+class Sampler(Protocol):
+    """Batches by number: ``sampler[k]`` is batch ``offset + k``, for k below ``length``, an epoch."""
 
     offset: int
     length: int
@@ -83,34 +83,35 @@ class Stream(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
-class StreamData(L.LightningDataModule):
-    """A stream of batches, a new stretch of it each epoch."""
+class SamplerData(L.LightningDataModule):
+    """Takes the next ``length`` batches of a sampler in each epoch and process."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, sampler: Sampler) -> None:
         super().__init__()
-        self.stream = stream
+        self.sampler = sampler
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
-        # Each process has a stretch of its own.
-        stretch = self.trainer.current_epoch * self.trainer.world_size + self.trainer.global_rank
-        self.stream.offset = stretch * self.stream.length
-        assert isinstance(self.stream, Dataset)
-        return DataLoader(self.stream, batch_size=None, shuffle=False)
+        # Each process has batches of its own.
+        part = self.trainer.current_epoch * self.trainer.world_size + self.trainer.global_rank
+        self.sampler.offset = part * self.sampler.length
+        assert isinstance(self.sampler, Dataset)
+        return DataLoader(self.sampler, batch_size=None, shuffle=False)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(torch.zeros(1, 1))  # type: ignore[arg-type]  # one step: the whole validation set
+        return DataLoader(torch.zeros(1, 1))  # type: ignore[arg-type]  # one step, which validates on the whole set
 
 
-def fit(module: Training[Any], stream: Stream, out: Path, resume: bool, processes: int = 1) -> Path:
-    """Trains, or goes on; returns the best checkpoint by validation score. ``processes`` of this machine share each step (DDP);
-    under ``torchrun``, those that it started.
+def fit(module: Training[Any], sampler: Sampler, out: Path, resume: bool, processes: int = 1) -> Path:
+    """Trains, or resumes a run; returns the best checkpoint by validation score.
+
+    ``processes`` processes on this machine share each step (DDP). Under ``torchrun`` they are the processes that it started.
 
     Checkpoints: ``out/last.ckpt`` after each validation, ``out/best-*.ckpt``; logs: ``out/csv``, a folder for each start, and
     ``out/tensorboard``.
 
     Raises:
-        ValueError: there is a run of something else in ``out``.
+        ValueError: ``out`` holds a run of another experiment.
     """
     last = out / "last.ckpt"
     checkpoint = last if resume and last.is_file() else None
@@ -142,7 +143,7 @@ def fit(module: Training[Any], stream: Stream, out: Path, resume: bool, processe
         num_sanity_val_steps=0,
     )
     # The checkpoint is our own, with plain numbers and tensors only.
-    trainer.fit(module, StreamData(stream), ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
+    trainer.fit(module, SamplerData(sampler), ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     return Path(best.best_model_path or last)
 
 

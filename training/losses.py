@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jointbert.backends.layout import LOG_SIGMA_RANGE, SCALE_MM
+from jointbert.contract.layout import LOG_SIGMA_RANGE, SCALE_MM
 
 
 def l2(output: Tensor, target: Tensor) -> Tensor:
     """Mean squared distance of refined and true joints (thesis, section 4.3.2), in units of (100 mm)^2.
 
     Args:
-        output: ``(B, 14, 4)`` of the refiner. target: ``(B, 14, 3)`` the correction that would be right, over 100 mm.
+        output: ``(B, 14, 4)`` of the refiner. target: ``(B, 14, 3)`` true joints minus given ones, in units of 100 mm.
     """
     return (output[..., :3].float() - target).square().sum(-1).mean()
 
@@ -24,26 +24,25 @@ def likelihood(
     observed: Tensor,
     counted: Tensor,
     still: Tensor | None = None,
-    hidden_weight: float = 0.5,
+    masked_weight: float = 0.5,
     floor_mm: float = 8.0,
 ) -> Tensor:
-    """Euclidean error relative to what was wrong before, plus the likelihood of that error under the predicted sigma.
+    """Euclidean error relative to the error before, plus the negative log likelihood of the error under the predicted sigma.
 
-    The first term is the mean joint error that methods are compared by, divided for each pose by its own error before (plus
-    ``floor_mm``), since a tenth of a millimetre counts for a strong method as much as half a one for a weak one. The second is
-    the negative log likelihood e / sigma + log sigma of an exponential distribution, whose best sigma is the expected error;
-    it does not move the joints.
+    The first term is the MPJPE, divided for each pose by its error before (plus ``floor_mm``), so that relative gains on
+    accurate and inaccurate predictions have the same weight. The second term is the negative log likelihood e / sigma + log
+    sigma of an exponential distribution; it is smallest where sigma is the expected error, and has no gradient for the joints.
 
     Args:
-        output: ``(B, 14, 4)``. target: ``(B, 14, 3)``. observed: ``(B, 14)``; masked joints weigh ``hidden_weight``.
-        counted: ``(B,)``; the first term is that of these poses alone.
-        still: ``(B,)``; it is of these, too, and their joints should not move, whatever sigma's target.
+        output: ``(B, 14, 4)``. target: ``(B, 14, 3)``. observed: ``(B, 14)``; masked joints have the weight ``masked_weight``.
+        counted: ``(B,)`` bool; other poses have no part in the first term.
+        still: ``(B,)`` bool; in the first term the target of these poses is no movement; the second term is unchanged.
     """
     output = output.float()
     error = ((output[..., :3] - target).square().sum(-1) + 1e-6).sqrt()  # smooth within 0.1 mm
     before = (target.norm(dim=-1) * observed).sum(1, keepdim=True) / observed.sum(1, keepdim=True)
     still = torch.zeros_like(counted) if still is None else still
-    weight = torch.where(observed, 1.0, hidden_weight) * (counted | still).unsqueeze(1)
+    weight = torch.where(observed, 1.0, masked_weight) * (counted | still).unsqueeze(1)
     moved = (output[..., :3].square().sum(-1) + 1e-6).sqrt()
     accuracy = (weight * torch.where(still.unsqueeze(1), moved, error) / (before + floor_mm / SCALE_MM)).mean()
     log_sigma = output[..., 3].clamp(*LOG_SIGMA_RANGE)
@@ -70,15 +69,14 @@ def joint_loss(joints: Tensor, true: Tensor) -> Tensor:
 def refinement_loss(refined: Tensor, true: Tensor, confidence: Tensor, floor: float) -> Tensor:
     """Eq. 4.4, the mean over joints of the L1 distance in units of 100 mm over the confidence ``(B, 14)``.
 
-    The confidence is a weight: no gradient reaches it, and it is not taken for less than ``floor``, or a heatmap without a
-    peak would be all that counts.
+    The confidence is a weight without gradient. It is clamped to ``floor``, so that heatmaps without a peak do not dominate.
     """
     weight = 1 / confidence.detach().clamp(floor, 1)
     return (weight * ((refined - true) / SCALE_MM).abs().sum(-1)).mean()
 
 
 def sigma_loss(refined: Tensor, true: Tensor, sigma_mm: Tensor) -> Tensor:
-    """Keeps sigma honest, as in :func:`likelihood`: e / sigma + log sigma, with no gradient for the joints."""
+    """Calibrates sigma as in :func:`likelihood`: e / sigma + log sigma, without gradient for the joints."""
     error = (refined.detach() - true).norm(dim=-1)
     return (error / sigma_mm + (sigma_mm / SCALE_MM).log()).mean()
 
@@ -86,7 +84,7 @@ def sigma_loss(refined: Tensor, true: Tensor, sigma_mm: Tensor) -> Tensor:
 def adaptive_weighting_loss(
     closeness: Tensor, directions: Tensor, true_closeness: Tensor, true_directions: Tensor, near: Tensor
 ) -> Tensor:
-    """AWR's dense loss: smooth L1 of closeness everywhere and of directions where a joint is near."""
+    """AWR's dense loss: smooth L1 of closeness on all pixels and of directions on pixels near a joint."""
     of_closeness = F.smooth_l1_loss(closeness.float(), true_closeness, beta=0.1, reduction="none").sum((-2, -1)).mean()
     of_directions = F.smooth_l1_loss(directions.float(), true_directions, beta=0.1, reduction="none").sum(2) * near
     return of_closeness + of_directions.sum((-2, -1)).mean()

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointbert.backends.layout import SCALE_MM
+from jointbert.contract.layout import SCALE_MM
 from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
 from training import losses
 from training.config import Experiment
 from training.data.nyu import TRAINING, VALIDATION, Published, read_published
-from training.data.stream import PoseStream, TrainingBatch, again
+from training.data.sampler import PoseSampler, TrainingBatch, again
 from training.fit import Training, describe, fit, read_checkpoint
-from training.validation import GAINS, fill_error, gains, gaussian_fill_error, hidden_patterns
+from training.validation import GAINS, fill_error, gains, gaussian_fill_error, masked_patterns
 
 
 class RefinerTraining(Training[JointRefiner]):
@@ -31,7 +31,7 @@ class RefinerTraining(Training[JointRefiner]):
 
     def training_step(self, batch: TrainingBatch, _: int) -> Tensor:
         if self.experiment.optim.second_pass:
-            rows = slice(None, None, round(1 / self.experiment.optim.second_pass))  # some of every source
+            rows = slice(None, None, round(1 / self.experiment.optim.second_pass))  # these rows have a part of every source
             once = TrainingBatch(*(x[rows] for x in batch))
             with torch.no_grad():
                 twice = again(once, self.model(once.features).float(), self.experiment.optim.rest)
@@ -49,7 +49,7 @@ class RefinerTraining(Training[JointRefiner]):
             observed = batch.observed[batch.counted]
             self.log("train/error_mm", error[observed].mean(), prog_bar=True)
             self.log("train/gain", 1 - error[observed].mean() / before[observed].mean())
-            self.log("train/hidden_mm", error[~observed].mean())
+            self.log("train/masked_mm", error[~observed].mean())
         return loss
 
     def setup(self, stage: str) -> None:
@@ -58,8 +58,8 @@ class RefinerTraining(Training[JointRefiner]):
         stride = config.trainer.validation_stride
         self.subject1 = published.frames(slice(TRAINING.start, TRAINING.stop, 4 * stride))
         self.subject2 = published.frames(slice(VALIDATION.start, VALIDATION.stop, stride))
-        self.hidden = hidden_patterns(len(self.subject2.groundtruth), 4)
-        self.gaussian_mm = gaussian_fill_error(published.groundtruth[TRAINING], self.subject2.groundtruth, self.hidden)
+        self.masked = masked_patterns(len(self.subject2.groundtruth), 4)
+        self.gaussian_mm = gaussian_fill_error(published.groundtruth[TRAINING], self.subject2.groundtruth, self.masked)
 
     def on_train_epoch_start(self) -> None:
         self.best_model.observed_gain.fill_(1.0)
@@ -76,22 +76,22 @@ class RefinerTraining(Training[JointRefiner]):
         self.log("val/worst", after.worst, prog_bar=True)
         self.log("val/subject1_gain", training.mean, prog_bar=True)
         self.log("val/subject1_worst", training.worst)
-        self.log("val/hidden4_mm", fill_error(model, self.subject2.groundtruth, self.hidden), prog_bar=True)
-        self.log("val/hidden4_gaussian_mm", self.gaussian_mm)
-        model.observed_gain.fill_(factor)  # for the checkpoint, which is written next
+        self.log("val/masked4_mm", fill_error(model, self.subject2.groundtruth, self.masked), prog_bar=True)
+        self.log("val/masked4_gaussian_mm", self.gaussian_mm)
+        model.observed_gain.fill_(factor)  # the checkpoint is written next
 
 
 def pretrain(experiment: Experiment, out: Path, resume: bool, threads: int) -> Path:
-    """Trains, or goes on with, an experiment; returns the best checkpoint by validation score."""
+    """Trains an experiment, or resumes it; returns the best checkpoint by validation score."""
     torch.set_num_threads(threads)
     L.seed_everything(experiment.seed)
     trainer = experiment.trainer
-    stream = PoseStream(experiment.data, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
-    return fit(RefinerTraining(experiment), stream, out, resume)
+    sampler = PoseSampler(experiment.data, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
+    return fit(RefinerTraining(experiment), sampler, out, resume)
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[JointRefiner, dict[str, Any]]:
-    """The refiner of a checkpoint and what it says of its run.
+    """The refiner of a checkpoint, and the description of its run.
 
     Raises:
         ValueError: not a checkpoint of :func:`pretrain`.
@@ -104,17 +104,18 @@ def load_checkpoint(checkpoint: Path) -> tuple[JointRefiner, dict[str, Any]]:
 
 @torch.no_grad()
 def calibrate_sigma(model: JointRefiner, published: Published, power: float, stride: int = 4) -> float:
-    """Puts a calibration of sigma into the head: ``scale * sigma ** power`` in millimetres, with the scale at which its mean is
-    that of the errors, over methods and joints alike, where each method's mean error is stated. A power below 1 brings large
-    and small ones together. Returns the scale.
+    """Changes the head so that sigma becomes ``scale * sigma ** power`` in millimetres, and returns the scale.
+
+    With this scale the mean sigma is the mean error, over methods and joints, with each method's MPJPE stated. A power below 1
+    reduces the spread of sigma.
 
     Raises:
-        ValueError: a power that is not positive.
+        ValueError: the power is not positive.
     """
     if not power > 0:
         raise ValueError(f"power: got {power}; expected a positive number")
     frames = published.frames(slice(None, None, stride))
-    total = np.zeros(2)  # of errors, and of powers of sigma
+    total = np.zeros(2)  # sums of mean errors and of mean powers of sigma
     for poses in frames.predictions.values():
         stated = float(np.linalg.norm(poses - frames.groundtruth, axis=-1).mean())
         joints, truth = torch.from_numpy(poses).float(), torch.from_numpy(frames.groundtruth).float()

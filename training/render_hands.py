@@ -1,4 +1,4 @@
-"""A look at the rendered hands, and at how fast they come."""
+"""A picture of rendered hands, and the speed of rendering."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS, COLUMNS, SIZE = 4, 8, 128
 
 
 def draw(path: Path, seed: int) -> float:
-    """Writes a sheet of hands; returns images a second of processor time, one thread, warmed up."""
+    """Writes a sheet of hands; returns rendered images per second of processor time on one thread, after a warm-up."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -24,11 +24,11 @@ def draw(path: Path, seed: int) -> float:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    stream = RenderedHands(RenderConfig(), SIZE, 300.0, ROWS * COLUMNS, 11, seed)
-    batch = stream[0]
+    sampler = RenderedHands(RenderConfig(), SIZE, 300.0, ROWS * COLUMNS, 11, seed)
+    batch = sampler[0]
     begin = time.process_time()
-    for i in range(1, len(stream)):
-        stream[i]
+    for i in range(1, len(sampler)):
+        sampler[i]
     seconds = time.process_time() - begin
     torch.set_num_threads(threads)
     uv, _ = batch.crop.from_xyz(batch.joints)
@@ -41,11 +41,11 @@ def draw(path: Path, seed: int) -> float:
         axes.set_axis_off()
     figure.savefig(path, dpi=70)
     plt.close(figure)
-    return (len(stream) - 1) * ROWS * COLUMNS / seconds
+    return (len(sampler) - 1) * ROWS * COLUMNS / seconds
 
 
 def write_depth(path: Path, seed: int) -> None:
-    """Writes one hand, as a depth camera like NYU's sees it: 640 x 480, millimetres, 0 where there is nothing."""
+    """Writes a depth image of one hand as of NYU's camera: 640 x 480, millimetres, 0 where there is no surface."""
     from PIL import Image
 
     g = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Training of the sequence refiner on a single-frame refiner that stays as it is."""
+"""Training of the sequence refiner on a fixed single-frame refiner."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointbert.backends.layout import LOG_SIGMA_RANGE, MIN_JOINTS, SCALE_MM
+from jointbert.contract.layout import LOG_SIGMA_RANGE, MIN_JOINTS, SCALE_MM
 from jointbert.models.refiner import JointRefiner
 from jointbert.models.sequence import (
     REACH,
@@ -24,7 +24,7 @@ from jointbert.models.sequence import (
     statistics,
 )
 from training.config import SequenceExperiment
-from training.data.clips import Clips, ClipStream
+from training.data.clips import Clips, ClipSampler
 from training.data.nyu import VALIDATION, Published, read_published
 from training.fit import Training, describe, fit, read_checkpoint
 from training.validation import GAINS, Gains
@@ -42,7 +42,7 @@ def second_stage(
 ) -> tuple[Tensor, Tensor]:
     """Joints ``(B, T, 14, 3)`` and log sigma ``(B, T, 14)`` after the second stage.
 
-    Bone lengths and roughness of a segment are those of its frames among the first ``seen_frames`` ``(B,)``.
+    Bone lengths and roughness of a segment are estimated from its frames among the first ``seen_frames`` ``(B,)``.
     """
     observed = observed & (observed.sum(-1, keepdim=True) >= MIN_JOINTS)
     segments = find_segments(joints, observed)
@@ -64,7 +64,8 @@ def second_stage(
 
 
 def sequence_loss(clips: Clips, joints: Tensor, log_sigma: Tensor, smoothness: float, floor_mm: float = 8.0) -> Tensor:
-    """Euclidean error relative to the clip's own before; that of accelerations; the likelihood of errors under sigma."""
+    """Euclidean error relative to the clip's error before; error of accelerations; negative log likelihood of errors under
+    sigma."""
     error = ((joints - clips.true).square().sum(-1) + 0.01).sqrt()  # [B, T, 14], mm
     before = ((clips.predicted - clips.true).norm(dim=-1) * clips.observed).sum((1, 2)) / clips.observed.sum((1, 2))
     usable = clips.observed.sum(-1) >= 4
@@ -120,7 +121,7 @@ class SequenceGains:
 def sequence_gains(
     model: SequenceRefiner, data: CachedSequences, look_ahead: int, factors: Sequence[float] = (1.0,)
 ) -> SequenceGains:
-    """Gains of every method, bone lengths and roughness from the whole sequence."""
+    """Gains of every method, with bone lengths and roughness from the whole sequence."""
     out = []
     t = data.joints.shape[1]
     windows = (torch.tensor([REACH]), torch.tensor([look_ahead]), torch.tensor([t]))
@@ -143,13 +144,13 @@ def _acceleration_error(joints: Tensor, truth: Tensor) -> float:
 
 
 class SequenceTraining(Training[SequenceRefiner]):
-    """Trains a :class:`SequenceRefiner` on a refiner that stays as it is."""
+    """Trains a :class:`SequenceRefiner` on a fixed refiner."""
 
     experiment: SequenceExperiment
 
     def __init__(self, experiment: SequenceExperiment) -> None:
         super().__init__(experiment, SequenceRefiner(experiment.model))
-        # In a list: it is no part of the checkpoint.
+        # In a list, so that the checkpoint does not contain it.
         self.first = [JointRefiner.load(experiment.first).requires_grad_(False)]
 
     def training_step(self, clips: Clips, _: int) -> Tensor:
@@ -164,7 +165,8 @@ class SequenceTraining(Training[SequenceRefiner]):
     def setup(self, stage: str) -> None:
         published = read_published(self.experiment.data.nyu).frames(VALIDATION)
         stride = self.experiment.trainer.validation_stride
-        frames = published.frames(slice(0, len(published.groundtruth) // stride))  # a stretch: neighbours matter
+        # consecutive frames, because neighbours matter
+        frames = published.frames(slice(0, len(published.groundtruth) // stride))
         with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in self.experiment.trainer.precision):
             self.subject2 = CachedSequences.of(self.first[0], frames)
 
@@ -185,20 +187,20 @@ class SequenceTraining(Training[SequenceRefiner]):
             self.log(f"val/{name}_worst", at.worst, prog_bar=True)
             self.log(f"val/{name}_improved", float(at.improved))
             self.log(f"val/{name}_acceleration", gains.acceleration[1] / gains.acceleration[0])
-        model.gain.fill_(factor)  # for the checkpoint, which is written next
+        model.gain.fill_(factor)  # the checkpoint is written next
 
 
 def train_sequence(experiment: SequenceExperiment, out: Path, resume: bool, threads: int) -> Path:
-    """Trains, or goes on with, an experiment; returns the best checkpoint by validation score."""
+    """Trains an experiment, or resumes it; returns the best checkpoint by validation score."""
     torch.set_num_threads(threads)
     L.seed_everything(experiment.seed)
     trainer = experiment.trainer
-    stream = ClipStream(experiment.data, experiment.clips, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
-    return fit(SequenceTraining(experiment), stream, out, resume)
+    sampler = ClipSampler(experiment.data, experiment.clips, trainer.batch_size, trainer.steps_per_epoch, experiment.seed)
+    return fit(SequenceTraining(experiment), sampler, out, resume)
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[SequenceRefiner, dict[str, Any]]:
-    """The sequence refiner of a checkpoint and what it says of its run.
+    """The sequence refiner of a checkpoint, and the description of its run.
 
     Raises:
         ValueError: not a checkpoint of :func:`train_sequence`.

@@ -1,4 +1,4 @@
-"""What model selection looks at: real predictions on subject 2's frames, and hidden joints filled in."""
+"""Scores for model selection: gains on published predictions of subject 2, and errors of masked joints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Model = Callable[[Tensor], Tensor]
 
 @torch.inference_mode()
 def refine_poses(model: Model, poses: np.ndarray, observed: Tensor | None = None, chunk: int = 512) -> np.ndarray:
-    """``(N, 14, 3)`` poses in millimetres through a refiner, nothing known of confidence or error size."""
+    """Refined poses of ``(N, 14, 3)``, millimetres, without confidence or error size."""
     joints = torch.from_numpy(poses).float()
     seen = torch.ones(joints.shape[:2], dtype=torch.bool) if observed is None else observed
     unknown = torch.full(joints.shape[:2], torch.nan)
@@ -32,7 +32,7 @@ def refine_poses(model: Model, poses: np.ndarray, observed: Tensor | None = None
 
 @dataclass(frozen=True)
 class Gains:
-    """Relative gain of each method, and the figures that a model is selected by."""
+    """Relative gain of each method, and the score for model selection."""
 
     by_method: dict[str, tuple[float, float]]
     """Mean error before and after, mm."""
@@ -55,7 +55,7 @@ class Gains:
 
     @property
     def score(self) -> float:
-        """What a model is selected by: the mean gain, less the worst method's harm. No method may get worse."""
+        """The score for model selection: the mean gain, minus the worst method's loss if a method gets worse."""
         return self.mean + min(0.0, self.worst)
 
 
@@ -64,7 +64,7 @@ GAINS = (0.25, 0.5, 0.75, 1.0)
 
 
 def gains(model: Model, published: Published, factors: Sequence[float] = (1.0,)) -> dict[float, Gains]:
-    """Mean joint error of every method before and after refinement, by the factor that its corrections are multiplied by."""
+    """MPJPE of every method before and after refinement, by the factor of the corrections."""
     names = list(published.predictions)
     poses = np.stack(list(published.predictions.values()))
     refined = refine_poses(model, poses.reshape(-1, 14, 3)).reshape(poses.shape)
@@ -80,23 +80,23 @@ def gains(model: Model, published: Published, factors: Sequence[float] = (1.0,))
     }
 
 
-def hidden_patterns(frames: int, count: int, seed: int = 0) -> Tensor:
-    """``(frames, 14)`` bool with ``count`` random joints of each frame hidden (False)."""
+def masked_patterns(frames: int, count: int, seed: int = 0) -> Tensor:
+    """``(frames, 14)`` bool with ``count`` random joints of each frame masked (False)."""
     g = Generator().manual_seed(seed)
     return torch.rand(frames, 14, generator=g).argsort(1).argsort(1) >= count
 
 
 def fill_error(model: Model, truth: np.ndarray, observed: Tensor) -> float:
-    """Mean error of the hidden joints filled in from the true others, mm."""
+    """Mean error of masked joints that are filled in from the true other joints, mm."""
     filled = refine_poses(model, truth, observed)
     return float(np.linalg.norm(filled - truth, axis=-1)[~observed.numpy()].mean())
 
 
 def gaussian_fill_error(train: np.ndarray, truth: np.ndarray, observed: Tensor) -> float:
-    """The same by the conditional mean of a Gaussian fitted to ``train``'s root-centred poses (root: the palm).
+    """The same error by the conditional mean of a Gaussian fitted to the root-centred poses ``train`` (root: the palm).
 
-    A hidden root leaves the observed joints' position unknown: it joins the conditioning as an unknown offset, solved for by
-    generalised least squares, which is the limit of a root with a flat prior.
+    The position of the hand is an unknown offset of the observed joints. It is estimated by generalised least squares, the
+    limit of a root with a flat prior.
     """
     centred = (train - train[:, 13:]).reshape(len(train), 42)
     mean, covariance = centred.mean(0), np.cov(centred.T)

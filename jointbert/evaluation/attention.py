@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jointbert.skeleton import BONES, NUM_JOINTS
+from jointbert.skeletons import NYU14, Bone
+
+NUM_JOINTS = NYU14.num_joints
 
 
-def _adjacency(pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
+def _adjacency(pairs: tuple[Bone, ...]) -> np.ndarray:
     matrix = np.zeros((NUM_JOINTS, NUM_JOINTS))
     for a, b in pairs:
         matrix[a, b] = matrix[b, a] = 1
     return matrix
 
 
-BY_BONE = _adjacency(BONES)
+BY_BONE = _adjacency(NYU14.bones)
 """``(14, 14)``: 1 where a bone joins two joints."""
 BY_INDEX = _adjacency(tuple((i, i + 1) for i in range(NUM_JOINTS - 1)))
 """``(14, 14)``: 1 where two joints follow one another in the canonical order."""

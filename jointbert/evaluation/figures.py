@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from jointbert.skeleton import JOINT_NAMES, PALM_SIDES
+from jointbert.skeletons import NYU14, Skeleton
 
-_CHAINS = ((0, 1, 13), (2, 3, 13), (4, 5, 13), (6, 7, 13), (8, 9, 10, 13))
+JOINT_NAMES = NYU14.names
 _FINGER_COLOURS = ("#4c78a8", "#59a14f", "#edc948", "#f28e2b", "#e15759")
 
 
-def _pyplot() -> Any:
+def pyplot_without_display() -> Any:
+    """matplotlib.pyplot with a backend that needs no display."""
     try:
         import matplotlib
     except ImportError:
@@ -26,18 +27,24 @@ def _pyplot() -> Any:
 
 
 def draw_hand(
-    axes: Any, joints: np.ndarray, dims: tuple[int, int] = (0, 1), colour: str | None = None, width: float = 7, layer: int = 3
+    axes: Any,
+    joints: np.ndarray,
+    dims: tuple[int, int] = (0, 1),
+    colour: str | None = None,
+    width: float = 7,
+    layer: int = 3,
+    skeleton: Skeleton = NYU14,
 ) -> None:
-    """Draws ``(14, 3)`` joints as rounded bones over the palm's triangle, far ones first.
+    """Draws ``(J, 3)`` joints of a skeleton as rounded bones over the palm, far ones first.
 
     Args:
         axes: matplotlib axes. dims: which two coordinates to show. colour: one for all; ``None``: one a finger.
         width: of the bones, points. layer: hands of a higher one hide those of a lower.
     """
     depth_axis = ({0, 1, 2} - set(dims)).pop()
-    triangle = joints[[PALM_SIDES[0][0], PALM_SIDES[0][1], 13]][:, dims]
+    triangle = joints[list(skeleton.palm)][:, dims]
     axes.fill(*triangle.T, color=colour or "#b9a394", alpha=0.35, lw=0)
-    for chain, finger in zip(_CHAINS, _FINGER_COLOURS, strict=True):
+    for chain, finger in zip(skeleton.chains, _FINGER_COLOURS, strict=True):
         order = float(joints[list(chain), depth_axis].mean())
         x, y = joints[list(chain)][:, dims].T
         axes.plot(
@@ -59,7 +66,7 @@ def before_after(path: str | Path, groundtruth: np.ndarray, prediction: np.ndarr
     Raises:
         ImportError: matplotlib is missing.
     """
-    plt = _pyplot()
+    plt = pyplot_without_display()
     figure, grid = plt.subplots(2, 2, figsize=(8, 8.6), constrained_layout=True)
     centre = groundtruth.mean(0)
     for column, (name, joints) in enumerate((("predicted", prediction), ("refined", refined))):
@@ -98,7 +105,7 @@ def save_estimate(
     """Writes the picture of :func:`estimate_figure`."""
     figure = estimate_figure(crop, heatmaps, uv, joints, groundtruth)
     figure.savefig(path, dpi=110)
-    _pyplot().close(figure)
+    pyplot_without_display().close(figure)
 
 
 def estimate_figure(
@@ -113,7 +120,7 @@ def estimate_figure(
     Raises:
         ImportError: matplotlib is missing.
     """
-    plt = _pyplot()
+    plt = pyplot_without_display()
     figure, (image, heat, side) = plt.subplots(1, 3, figsize=(12, 4.2), constrained_layout=True)
     size = crop.shape[0]
     image.imshow(crop, cmap="gray")
@@ -148,7 +155,7 @@ def save_attention(path: str | Path, attention: np.ndarray, title: str = "") -> 
     """
     figure = attention_figure(attention, title)
     figure.savefig(path, dpi=110)
-    _pyplot().close(figure)
+    pyplot_without_display().close(figure)
 
 
 def save_attention_layers(folder: str | Path, attention: np.ndarray) -> list[Path]:
@@ -178,7 +185,7 @@ def attention_figure(attention: np.ndarray, title: str = "") -> Any:
     joints = len(JOINT_NAMES)
     if attention.ndim != 3 or attention.shape[1:] != (joints, joints) or not len(attention):
         raise ValueError(f"attention: got the shape {attention.shape}; expected (heads, {joints}, {joints})")
-    plt = _pyplot()
+    plt = pyplot_without_display()
     panels = [(f"head {i}", head) for i, head in enumerate(attention, 1)] + [("mean of the heads", attention.mean(0))]
     columns = int(np.ceil(np.sqrt(len(panels))))
     rows = -(-len(panels) // columns)
@@ -210,7 +217,7 @@ def save_joint_errors(path: str | Path, errors: Mapping[str, np.ndarray]) -> Non
     """
     figure = joint_errors_figure(errors)
     figure.savefig(path, dpi=110)
-    _pyplot().close(figure)
+    pyplot_without_display().close(figure)
 
 
 def joint_errors_figure(errors: Mapping[str, np.ndarray]) -> Any:
@@ -226,7 +233,7 @@ def joint_errors_figure(errors: Mapping[str, np.ndarray]) -> Any:
             raise ValueError(f"errors: {name!r} has the shape {np.shape(values)}; expected (frames, {len(JOINT_NAMES)})")
         if not np.isfinite(values).all():
             raise ValueError(f"errors: {name!r} has values that are not finite")
-    plt = _pyplot()
+    plt = pyplot_without_display()
     figure, axes = plt.subplots(figsize=(11, 4.2), constrained_layout=True)
     places = np.arange(len(JOINT_NAMES) + 1)
     width = 0.8 / len(errors)

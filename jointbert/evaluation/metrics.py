@@ -1,4 +1,4 @@
-"""Accuracy of 3D hand poses: mean joint error and the share of frames within a distance."""
+"""Accuracy of 3D hand poses: MPJPE (mean per-joint position error) and the share of frames within a distance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jointbert.skeleton import JOINT_NAMES, NUM_JOINTS
+from jointbert.skeletons import NYU14, Skeleton
 
 THRESHOLDS_MM = (5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0)
 
@@ -21,16 +21,16 @@ NYU_RANGES: dict[str, slice] = {
 """The NYU test frames, by what the shipped weights know of them."""
 
 
-def joint_errors(prediction: np.ndarray, groundtruth: np.ndarray) -> np.ndarray:
-    """Euclidean distances ``(frames, 14)`` of two ``(frames, 14, 3)`` arrays, in their unit.
+def joint_errors(prediction: np.ndarray, groundtruth: np.ndarray, skeleton: Skeleton = NYU14) -> np.ndarray:
+    """Euclidean distances ``(frames, J)`` of two ``(frames, J, 3)`` arrays, in their unit.
 
     Raises:
         ValueError: shapes that differ or are no poses.
     """
     prediction, groundtruth = np.asarray(prediction, np.float64), np.asarray(groundtruth, np.float64)
-    if prediction.shape != groundtruth.shape or prediction.shape[-2:] != (NUM_JOINTS, 3):
+    if prediction.shape != groundtruth.shape or prediction.shape[-2:] != (skeleton.num_joints, 3):
         raise ValueError(
-            f"got the shapes {prediction.shape} and {groundtruth.shape}; expected the same (frames, {NUM_JOINTS}, 3)"
+            f"got the shapes {prediction.shape} and {groundtruth.shape}; expected the same (frames, {skeleton.num_joints}, 3)"
         )
     return np.asarray(np.linalg.norm(prediction - groundtruth, axis=-1))
 
@@ -64,12 +64,17 @@ class Accuracy:
         }
 
 
-def accuracy(prediction: np.ndarray, groundtruth: np.ndarray, thresholds: tuple[float, ...] = THRESHOLDS_MM) -> Accuracy:
-    """Accuracy of ``(frames, 14, 3)`` predictions against the ground truth, both in millimetres, canonical order.
+def accuracy(
+    prediction: np.ndarray,
+    groundtruth: np.ndarray,
+    thresholds: tuple[float, ...] = THRESHOLDS_MM,
+    skeleton: Skeleton = NYU14,
+) -> Accuracy:
+    """Accuracy of ``(frames, J, 3)`` predictions against the ground truth, both in millimetres, canonical order.
 
     A joint that either side lacks is left out of the means and counted; a frame in which any is missing is within no distance.
     """
-    errors = joint_errors(prediction, groundtruth)
+    errors = joint_errors(prediction, groundtruth, skeleton)
     known = np.isfinite(errors)
     total, count = np.where(known, errors, 0).sum(0), known.sum(0)
     with np.errstate(invalid="ignore"):
@@ -81,7 +86,7 @@ def accuracy(prediction: np.ndarray, groundtruth: np.ndarray, thresholds: tuple[
     return Accuracy(
         frames=frames,
         mean_mm=float(mean),
-        by_joint_mm={name: float(v) for name, v in zip(JOINT_NAMES, by_joint, strict=True)},
+        by_joint_mm={name: float(v) for name, v in zip(skeleton.names, by_joint, strict=True)},
         mean_within={d: float((average <= d).mean()) if frames else np.nan for d in thresholds},
         max_within={d: float((worst <= d).mean()) if frames else np.nan for d in thresholds},
         joints_missing=int((~known).sum()),

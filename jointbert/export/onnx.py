@@ -1,4 +1,4 @@
-"""ONNX export with a dynamic batch: the refiner, by the contract of :mod:`jointbert.backends.layout`, and the estimator."""
+"""ONNX export with a dynamic batch: the refiner, by the contract of :mod:`jointbert.contract.layout`, and the estimator."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from jointbert.backends.layout import ESTIMATOR_LAYOUT
-from jointbert.estimate import Estimated
+from jointbert.contract.layout import ESTIMATOR_LAYOUT
+from jointbert.estimator.result import Estimated
 from jointbert.models.refiner import JointRefiner
 from jointbert.weights import load_weights
 
@@ -40,8 +40,8 @@ def export_estimator(path: str | Path, estimator: str | os.PathLike[str]) -> Non
 
     In: ``images (B, C, H, W)`` float32, ``centres (B, 3)``, ``camera (B, 4)``, ``left (B,)`` bool, as
     :meth:`jointbert.models.estimator.HandPoseEstimator.run` has them; out: the fields of
-    :class:`jointbert.estimate.Estimated`. Batch and the images' size are free. Nothing is checked in there:
-    :class:`jointbert.estimate.Estimator` does.
+    :class:`jointbert.estimator.Estimated`. Batch and the images' size are free. Nothing is checked in there:
+    :class:`jointbert.estimator.Estimator` does.
 
     Raises:
         ValueError: not the file of an estimator. OSError: a file can't be read, or written.

@@ -1,8 +1,8 @@
-"""The cube around a hand: its image as the network sees it, and the way from there back to millimetres.
+"""Crops: the image of a cube around a hand, and transformations between its pixels and millimetres.
 
-A crop is the square window, ``size`` pixels a side, onto which the front face's outline of an axis-aligned cube at the hand's
-centre falls, taken at the centre's depth. Places in it are pixels with integers at their centres; depth is relative to the
-centre, in half-cubes: -1 at the cube's near side, 1 at its far side.
+A crop is a square window of ``size`` x ``size`` pixels. It is the projection of an axis-aligned square through the hand's
+centre whose side is the cube's. Pixel coordinates are integers at pixels' centres. Depth is relative to the centre in
+half-cubes: -1 at the cube's near side, 1 at its far side.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from jointbert.camera import Camera
 
 @dataclass(frozen=True)
 class Crop:
-    """Windows of a batch of images."""
+    """Crop windows of a batch of images."""
 
     centres: Tensor  # [B, 3]: x y z of the cube's centre in the camera frame, mm
     camera: Tensor  # [B, 4]: fx, fy, cx, cy, pixels
     half_mm: Tensor  # [B]: half the cube's side
-    turn: Tensor  # [B, 2, 2]: in-plane rotation, from crop pixels about the window's middle to the image's axes
+    turn: Tensor  # [B, 2, 2]: rotation of the window, from the crop's axes to the image's
     size: int
 
     @classmethod
     def around(
         cls, centres: Tensor, camera: Camera | Tensor, cube_mm: float | Tensor, size: int, angle: Tensor | None = None
     ) -> Crop:
-        """Cubes of side ``cube_mm`` (one, or ``(B,)``) at ``centres`` ``(B, 3)``; windows turned by ``angle`` ``(B,)`` radians,
-        clockwise as the image is seen.
+        """Cubes of side ``cube_mm`` (one, or ``(B,)``) at ``centres`` ``(B, 3)``; windows rotated clockwise in the
+        image by ``angle`` ``(B,)`` radians.
 
         Raises:
-            ValueError: shapes, a centre that is not finite or not in front of the camera, a cube without extent.
+            ValueError: wrong shapes, centres that are not finite or not in front of the camera, sides that are not positive.
         """
         if centres.ndim != 2 or centres.shape[1] != 3:
             raise ValueError(f"centres: got the shape {tuple(centres.shape)}; expected (B, 3), x y z in millimetres")
@@ -61,12 +61,12 @@ class Crop:
 
     @property
     def middle(self) -> Tensor:
-        """``(B, 2)`` image pixels of the centre."""
+        """``(B, 2)`` image pixel of the cube's centre."""
         return self.centres[:, :2] * self.camera[:, :2] / self.centres[:, 2:] + self.camera[:, 2:]
 
     @property
     def scale(self) -> Tensor:
-        """``(B, 2)`` image pixels a crop pixel."""
+        """``(B, 2)`` image pixels per crop pixel."""
         return 2 * self.half_mm.unsqueeze(1) * self.camera[:, :2] / self.centres[:, 2:] / self.size
 
     def to_image(self, uv: Tensor) -> Tensor:
@@ -93,14 +93,14 @@ class Crop:
     def depth(self, images: Tensor) -> Tensor:
         """``(B, 1, H, W)`` depth images in millimetres to ``(B, 1, size, size)`` in half-cubes, clamped to [-1, 1].
 
-        A hole (0, or not finite) and what lies outside the image are far away: 1. The nearest pixel is taken: a mean of two
-        depths at an edge is a surface that is not there."""
+        Holes (0, or not finite) and pixels outside the image get 1, the far side. Sampling takes the nearest pixel, since a
+        mean of two depths at an edge would be a surface that does not exist."""
         z = self._sample(torch.where(images.isfinite(), images, 0), "nearest")
         relative = (z - self.centres[:, 2, None, None, None]) / self.half_mm[:, None, None, None]
         return torch.where(z > 0, relative.clamp(-1, 1), 1)
 
     def rgb(self, images: Tensor) -> Tensor:
-        """``(B, 3, H, W)`` images to ``(B, 3, size, size)``, bilinear; what lies outside the image is 0."""
+        """``(B, 3, H, W)`` images to ``(B, 3, size, size)``, bilinear; pixels outside the image get 0."""
         return self._sample(images, "bilinear")
 
     def _sample(self, images: Tensor, mode: str) -> Tensor:
@@ -108,10 +108,11 @@ class Crop:
         pixels = torch.arange(self.size, device=images.device, dtype=self.centres.dtype)
         v, u = torch.meshgrid(pixels, pixels, indexing="ij")
         places = self.to_image(torch.stack([u, v], -1).view(1, -1, 2)).view(-1, self.size, self.size, 2)
-        edges = torch.stack([(2 * places[..., 0] + 1) / w, (2 * places[..., 1] + 1) / h], -1) - 1  # -1, 1: the image's edges
+        # -1 and 1 are the image's edges
+        edges = torch.stack([(2 * places[..., 0] + 1) / w, (2 * places[..., 1] + 1) / h], -1) - 1
         return F.grid_sample(images, edges.to(images.dtype), mode=mode, padding_mode="zeros", align_corners=False)
 
 
 def _product(points: Tensor, matrix: Tensor) -> Tensor:
-    """``(B, N, 2)`` points times ``(B, 2, 2)``. Written out: under autocast a matrix product has the precision of bfloat16."""
+    """``(B, N, 2)`` points times ``(B, 2, 2)``. Written out, because autocast runs matrix products in bfloat16."""
     return (points.unsqueeze(-2) * matrix.unsqueeze(1)).sum(-1)

@@ -1,5 +1,5 @@
-"""The image encoder: an ImageNet ResNet (He et al., CVPR 2016; thesis, section 4.2.1), frozen, whose four stages a top-down
-path joins to features at a quarter of the image's size (as in feature pyramids, Lin et al., CVPR 2017).
+"""The image encoder: a frozen ImageNet ResNet (He et al., CVPR 2016; thesis, section 4.2.1), and a feature pyramid neck (Lin et
+al., CVPR 2017) that combines the maps of its four stages to features at a quarter of the image's size.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 STRIDE = 4
-"""Image pixels a feature pixel, along each axis."""
+"""Image pixels per feature pixel along each axis."""
 
 
-class Trunk(nn.Module):
-    """The four stages of torchvision's ResNet, without its classifier. Frozen: batch norm stays in evaluation mode, and no
-    gradient reaches it, unless :meth:`thaw` says otherwise.
+class ResNetBackbone(nn.Module):
+    """The four stages of torchvision's ResNet, without its classifier. It is frozen until :meth:`thaw`: batch norm stays in
+    evaluation mode, and parameters get no gradient.
 
     Shapes: ``(B, 3, H, W)``, H and W multiples of 32, to four maps ``(B, C_i, H / s, W / s)`` with s = 4, 8, 16, 32; of
     ``resnet50`` C = 256, 512, 1024, 2048.
@@ -41,18 +41,18 @@ class Trunk(nn.Module):
         self._frozen = True
         self.requires_grad_(False).eval()
 
-    def thaw(self) -> Trunk:
-        """Lets it learn, for pre-training on images where there are no ImageNet weights."""
+    def thaw(self) -> ResNetBackbone:
+        """Makes all parameters trainable, for pre-training on images where there are no ImageNet weights."""
         self._frozen = False
         return self.requires_grad_(True).train()
 
-    def freeze(self) -> Trunk:
-        """Back to how it was built; what it learned counts as trained."""
+    def freeze(self) -> ResNetBackbone:
+        """Freezes all parameters and marks the weights as trained."""
         self._frozen = True
         self.trained.fill_(1)
         return self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Trunk:
+    def train(self, mode: bool = True) -> ResNetBackbone:
         return super().train(mode and not self._frozen)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -64,19 +64,21 @@ class Trunk(nn.Module):
         return maps
 
     def load_weights(self, source: str | os.PathLike[str]) -> None:
-        """ImageNet weights: ``"imagenet"`` (torchvision's, from its cache or the network), or a file of them: torchvision's
-        own ``.pth``, or ``.safetensors``. Those of another encoder of ours will do, too.
+        """Loads trained weights and freezes them: ``"imagenet"`` (torchvision's, from its cache or the network) or a file:
+        torchvision's ``.pth``, ``.safetensors``, or an estimator's file.
 
         Raises:
-            ValueError: weights of another backbone. OSError: they can't be had, or read.
+            ValueError: the weights are of another backbone or untrained. OSError: the weights are not available, or not
+            readable.
         """
         self.load_state_dict(_renamed(_read(source, self.backbone), self.state_dict(), source, self.backbone))
         self.freeze()
 
 
-class TopDown(nn.Module):
-    """Joins the trunk's maps, coarse to fine, at the finest one's size: a 1x1 convolution of each, nearest-neighbour
-    enlargement and sum, a 3x3 convolution at the end."""
+class FPNNeck(nn.Module):
+    """Combines the backbone's maps from coarse to fine at the size of the finest: a 1x1 convolution of each map,
+    nearest-neighbour upsampling and sum, and a 3x3 convolution at the end. Four ``(B, C_i, H_i, W_i)`` to ``(B, width, H_0,
+    W_0)``."""
 
     def __init__(self, channels: Sequence[int], width: int = 256) -> None:
         super().__init__()
@@ -116,7 +118,7 @@ def _read(source: str | os.PathLike[str], backbone: str) -> dict[str, Tensor]:
 
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the readers think of
+    except Exception as error:  # the readers' errors have no common type
         raise ValueError(f"{path}: no readable weights ({error})") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: no state dict of tensors")
@@ -129,8 +131,8 @@ _STEM = {"conv1.": "stem.0.", "bn1.": "stem.1."} | {f"layer{i + 1}.": f"stages.{
 def _renamed(
     given: dict[str, Tensor], expected: dict[str, Tensor], source: str | os.PathLike[str], backbone: str
 ) -> dict[str, Tensor]:
-    """torchvision's names, or ours with or without what stands before them in a larger model, to the trunk's."""
-    found = {"trained": torch.ones((), dtype=torch.uint8)}  # torchvision's are; ours say
+    """Renames torchvision's keys, or the backbone's with a larger model's prefix, to the backbone's keys."""
+    found = {"trained": torch.ones((), dtype=torch.uint8)}  # torchvision's weights are trained; our files say so themselves
     for name, value in given.items():
         name = name.removeprefix("encoder.").removeprefix("trunk.")
         for old, new in _STEM.items():
@@ -140,7 +142,7 @@ def _renamed(
             found[name] = value
     if not found["trained"]:
         raise ValueError(f"{source}: its encoder has learned nothing yet")
-    # Batch norm's counters are not in every file, and nothing reads them.
+    # Batch norm's counters are not in every file and are not used.
     found |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in found}
     missing = [k for k, v in expected.items() if k not in found or found[k].shape != v.shape]
     if missing:

@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jointbert.backends.layout import ESTIMATOR_LAYOUT
 from jointbert.camera import Camera
+from jointbert.contract.layout import ESTIMATOR_LAYOUT
+from jointbert.inputs.estimator import check_camera_images, check_centre_pixels, check_centres_shape, check_not_empty
 from jointbert.models.crop import Crop
-from jointbert.models.encoder import STRIDE, Backbone, TopDown, Trunk
+from jointbert.models.encoder import STRIDE, Backbone, FPNNeck, ResNetBackbone
 from jointbert.models.heatmap import Mode, to_image_pixels
 from jointbert.models.hourglass import Hourglass
 from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
 from jointbert.models.regression import AdaptiveWeighting, CropJoints, LinearDepth
+from jointbert.weights import write_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -110,8 +112,8 @@ class HandPoseEstimator(nn.Module):
     def __init__(self, config: EstimatorConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or EstimatorConfig()
-        self.encoder = Trunk(config.backbone)
-        self.top_down = TopDown(self.encoder.channels, config.width)
+        self.encoder = ResNetBackbone(config.backbone)
+        self.neck = FPNNeck(self.encoder.channels, config.width)
         self.hourglass = Hourglass(config.width, config.depth)
         self.regression: LinearDepth | AdaptiveWeighting
         if config.head == "linear":
@@ -123,6 +125,13 @@ class HandPoseEstimator(nn.Module):
         self.std: Tensor
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Accepts files and checkpoints of earlier versions, whose keys call the neck ``top_down``."""
+        old = f"{prefix}top_down."
+        for key in [key for key in state_dict if key.startswith(old)]:
+            state_dict[f"{prefix}neck.{key.removeprefix(old)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @classmethod
     def from_config(
@@ -136,7 +145,7 @@ class HandPoseEstimator(nn.Module):
         Args:
             config: sizes; a mapping of them, or a yaml or json file.
             encoder: weights of the encoder: ``"imagenet"``, or a file; None: random, to be pre-trained
-                (see :meth:`Trunk.load_weights`).
+                (see :meth:`ResNetBackbone.load_weights`).
             refiner: weights of the refiner, shipped or a file, whose sizes count; None: random.
 
         Raises:
@@ -185,10 +194,7 @@ class HandPoseEstimator(nn.Module):
         self.check_centres(images, crop)
         found = self._estimate(images.float(), crop, left, self.refine)
         if self.config.image == "depth":
-            empty = (found.crops >= 1).flatten(1).all(1)
-            if bool(empty.any()):
-                i = int(empty.nonzero()[0])
-                raise ValueError(f"images: there is no depth within the cube around the centre of image {i}")
+            check_not_empty((found.crops >= 1).flatten(1).all(1).cpu().numpy())
         return found
 
     def run(self, images: Tensor, centres: Tensor, camera: Tensor, left: Tensor, refine: Refine | None = None) -> Estimate:
@@ -211,27 +217,13 @@ class HandPoseEstimator(nn.Module):
 
     def check(self, images: Tensor, centres: Tensor) -> None:
         """What :meth:`forward` refuses of shapes and dtypes."""
-        channels = 1 if self.config.image == "depth" else 3
-        shape = tuple(images.shape)
-        if images.ndim != 4 or images.shape[1] != channels or 0 in shape[2:]:
-            raise ValueError(f"images: got the shape {shape}; expected (B, {channels}, H, W) for {self.config.image} images")
-        if not images.is_floating_point() and (self.config.image == "rgb" or images.dtype == torch.bool):
-            raise TypeError(f"images: got the dtype {images.dtype}; expected floating point")
-        if tuple(centres.shape) != (shape[0], 3):
-            raise ValueError(f"centres: got the shape {tuple(centres.shape)}; expected ({shape[0]}, 3), x y z in millimetres")
+        kind = "f" if images.is_floating_point() else "b" if images.dtype == torch.bool else "i"
+        check_camera_images(self.config.image, tuple(images.shape), kind, str(images.dtype))
+        check_centres_shape(tuple(centres.shape), images.shape[0])
 
     def check_centres(self, images: Tensor, crop: Crop) -> None:
-        """A centre outside the image is another camera's, or another unit's."""
-        uv = crop.middle
-        h, w = images.shape[-2:]
-        outside = ~((uv >= -0.5) & (uv < uv.new_tensor([w, h]) - 0.5)).all(1)
-        if bool(outside.any()):
-            i = int(outside.nonzero()[0])
-            u, v = uv[i].tolist()
-            raise ValueError(
-                f"centres: that of image {i} falls on pixel ({u:.0f}, {v:.0f}), outside of its {w} x {h} pixels: is it in "
-                "millimetres, in the camera frame, and the camera that of the images?"
-            )
+        """What :meth:`forward` refuses of centres that lie outside the image."""
+        check_centre_pixels(crop.middle.detach().cpu().numpy(), tuple(images.shape))
 
     def encode(self, crops: Tensor) -> list[Tensor]:
         """The frozen part: crops ``(B, 1, S, S)`` in half-cubes, or ``(B, 3, S, S)`` RGB, to the encoder's four maps."""
@@ -248,7 +240,7 @@ class HandPoseEstimator(nn.Module):
 
     def dense_from_maps(self, maps: list[Tensor], crops: Tensor) -> Dense:
         """The same from the encoder's maps, which may come from a cache."""
-        features, heatmaps = self.hourglass(self.top_down(maps))
+        features, heatmaps = self.hourglass(self.neck(maps))
         if isinstance(self.regression, LinearDepth):
             return Dense(self.regression(heatmaps), heatmaps, None)
         joints, directions = self.regression(features, heatmaps, self.surface(crops))
@@ -284,12 +276,9 @@ class HandPoseEstimator(nn.Module):
 
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
         """Writes the estimator as safetensors, with its config."""
-        from safetensors.torch import save_file
-
-        tensors = {key: value.detach().contiguous() for key, value in self.state_dict().items()}
+        tensors = {key: value.detach().cpu().numpy() for key, value in self.state_dict().items()}
         config = json.dumps(asdict(self.config))
-        save_file(tensors, path, metadata={"layout": ESTIMATOR_LAYOUT, "config": config, **(metadata or {})})
-        Path(path).chmod(0o644)  # safetensors leaves it to the owner alone
+        write_weights(path, tensors, {"layout": ESTIMATOR_LAYOUT, "config": config, **(metadata or {})})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HandPoseEstimator:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from jointbert.checks import check_soft_argmax
+from jointbert.contract.heatmap import check_soft_argmax
 
 Mode = Literal["argmax", "soft"]
 Convention = Literal["half_pixel", "align_corners", "corner"]

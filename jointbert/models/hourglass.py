@@ -1,15 +1,15 @@
-"""The hourglass (Newell et al., ECCV 2016; thesis, section 4.2.1, one stack): features to a heatmap of each joint."""
+"""The hourglass (Newell et al., ECCV 2016; thesis, section 4.2.1, one stack), which gives a heatmap for each joint."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jointbert.skeleton import NUM_JOINTS
+from jointbert.contract.layout import NUM_JOINTS
 
 
 class Residual(nn.Module):
-    """A pre-activation bottleneck: width to half of it, 3x3, and back, added to what came in. ``(B, C, H, W)`` to the same."""
+    """A pre-activation bottleneck with half of the width, added to its input. ``(B, C, H, W)`` to the same shape."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,7 +32,8 @@ class Residual(nn.Module):
 
 
 class Level(nn.Module):
-    """Half the size and back, ``depth`` times, with a residual beside every step; ``3 * depth + 1`` residuals in all."""
+    """``depth`` nested steps of downsampling and upsampling, each with a skip connection; ``3 * depth + 1`` residuals in
+    all."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()

@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from jointbert.backends.cuda import call, load_module
-from jointbert.checks import MAX_HEATMAP, JointbertWarning
+from jointbert.contract import JointbertWarning
+from jointbert.contract.heatmap import MAX_HEATMAP
+from jointbert.contract.layout import NUM_JOINTS
+from jointbert.cuda import kernels
+from jointbert.cuda.module import load_module
 from jointbert.models.heatmap import Keypoints, Mode, check_heatmaps
 from jointbert.models.heatmap import soft_argmax as reference
-from jointbert.skeleton import NUM_JOINTS
-
-_ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # csrc/cuda/soft_argmax.h
 
 
 def soft_argmax(heatmaps: Tensor, mode: Mode = "soft", beta: float = 100.0, window: int | None = None) -> Keypoints:
@@ -111,13 +111,12 @@ def _forward(heatmaps: Tensor, mode: str, beta: float, window: int) -> tuple[Ten
 @_forward.register_kernel("cuda")
 def _(heatmaps: Tensor, mode: str, beta: float, window: int) -> tuple[Tensor, Tensor, Tensor]:
     check_heatmaps(heatmaps, mode, beta, None if window < 0 else window)  # type: ignore[arg-type]
-    module = kernels() if _has_kernel(heatmaps) else None
-    if module is None:
+    if not _runs_kernel(heatmaps):
         return _reference(heatmaps, mode, beta, window)
     maps = heatmaps.contiguous(memory_format=_layout(heatmaps))
-    results, layout = _results(maps), not maps.is_contiguous()
+    results = _results(maps)
     with torch.cuda.device(maps.device):
-        call(module.soft_argmax, *_sizes(maps), layout, mode == "soft", beta, window, *_addresses(results), *_where(maps))
+        kernels.launch_soft_argmax(_maps(maps), kernels.Peak(mode, beta, window), _addresses(results), _stream(maps))
     return results
 
 
@@ -140,17 +139,24 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_heatmaps(heatmaps, mode, beta, None if window < 0 else window)  # type: ignore[arg-type]
     _check_linear(heatmaps, weight, bias)
-    module = kernels() if _has_kernel(heatmaps) else None
-    if module is None:
+    if not _runs_kernel(heatmaps):
         return *_reference(heatmaps, mode, beta, window), _linear(heatmaps, weight, bias)
     maps = heatmaps.contiguous()
-    head = (weight.to(maps.dtype).contiguous(), bias.float().contiguous())
-    results = (*_results(maps), _depth_of(maps))
-    memory = maps.new_empty(module.soft_argmax_depth_memory(maps.shape[0]), dtype=torch.uint8)
-    pointers = _addresses((*head, *results, memory))
+    weight, bias = weight.to(maps.dtype).contiguous(), bias.float().contiguous()
+    results, depth = _results(maps), _depth_of(maps)
+    scratch = maps.new_empty(kernels.depth_scratch_bytes(maps.shape[0]), dtype=torch.uint8)
     with torch.cuda.device(maps.device):
-        call(module.soft_argmax_depth, *_sizes(maps), mode == "soft", beta, window, *pointers, *_where(maps))
-    return results
+        kernels.launch_soft_argmax_depth(
+            _maps(maps),
+            kernels.Peak(mode, beta, window),
+            weight.data_ptr(),
+            bias.data_ptr(),
+            _addresses(results),
+            depth.data_ptr(),
+            scratch.data_ptr(),
+            _stream(maps),
+        )
+    return *results, depth
 
 
 @_with_depth.register_fake
@@ -191,15 +197,14 @@ def _backward(
 
 @_backward.register_kernel("cuda")
 def _(heatmaps: Tensor, status: Tensor, to_uv: Tensor, to_confidence: Tensor, mode: str, beta: float, window: int) -> Tensor:
-    module = kernels() if _has_kernel(heatmaps) else None
-    if module is None:
+    if not _runs_kernel(heatmaps):
         return _gradient_of(heatmaps, to_uv, to_confidence, mode, beta, window)
     maps = heatmaps.contiguous(memory_format=_layout(heatmaps))
     gradient = torch.empty_like(maps, memory_format=_layout(heatmaps))
-    told = [x.contiguous() for x in (status, to_uv.float(), to_confidence.float())]  # kept until the launch is enqueued
-    pointers, layout = _addresses((*told, gradient)), not maps.is_contiguous()
+    given = [x.contiguous() for x in (status, to_uv.float(), to_confidence.float())]  # kept until the launch is enqueued
+    addresses = kernels.GradientAddresses(*(x.data_ptr() for x in (*given, gradient)))
     with torch.cuda.device(maps.device):
-        call(module.soft_argmax_backward, *_sizes(maps), layout, mode == "soft", beta, window, *pointers, *_where(maps))
+        kernels.launch_soft_argmax_backward(_maps(maps), kernels.Peak(mode, beta, window), addresses, _stream(maps))
     return gradient
 
 
@@ -236,8 +241,14 @@ def _reference(heatmaps: Tensor, mode: str, beta: float, window: int) -> tuple[T
     return uv, confidence, status
 
 
-def _has_kernel(heatmaps: Tensor) -> bool:
-    return heatmaps.dtype in _ELEMENTS and heatmaps.ndim == 4 and heatmaps.shape[1] == NUM_JOINTS
+def _runs_kernel(heatmaps: Tensor) -> bool:
+    """Whether a kernel takes such maps, and this installation has it."""
+    fits = _dtype(heatmaps) in kernels.ELEMENTS and heatmaps.ndim == 4 and heatmaps.shape[1] == NUM_JOINTS
+    return fits and has_kernels()
+
+
+def _dtype(heatmaps: Tensor) -> str:
+    return str(heatmaps.dtype).removeprefix("torch.")
 
 
 def _layout(heatmaps: Tensor) -> torch.memory_format:
@@ -247,28 +258,30 @@ def _layout(heatmaps: Tensor) -> torch.memory_format:
 
 
 @lru_cache(maxsize=1)
-def kernels() -> Any:
-    """The GPU's module, or None after a warning where this installation has none."""
+def has_kernels() -> bool:
+    """Whether this installation has GPU kernels; where not, a warning says so once."""
     try:
-        return load_module()
+        load_module()
     except ImportError as error:
         warnings.warn(f"{error}; torch's own operators do the work", JointbertWarning, stacklevel=2)
-        return None
+        return False
+    return True
 
 
-def _sizes(maps: Tensor) -> tuple[int, ...]:
-    """The arguments that every kernel begins with."""
-    poses, _, h, w = maps.shape
-    return maps.data_ptr(), _ELEMENTS[maps.dtype], poses, h, w
+def _maps(maps: Tensor) -> kernels.Heatmaps:
+    poses, _, height, width = maps.shape
+    return kernels.Heatmaps(
+        maps.data_ptr(), _dtype(maps), poses, height, width, maps.get_device(), channels_last=not maps.is_contiguous()
+    )
 
 
-def _addresses(tensors: tuple[Tensor, ...]) -> tuple[int, ...]:
-    return tuple(x.data_ptr() for x in tensors)
+def _addresses(results: tuple[Tensor, Tensor, Tensor]) -> kernels.KeypointAddresses:
+    return kernels.KeypointAddresses(*(x.data_ptr() for x in results))
 
 
-def _where(maps: Tensor) -> tuple[int, int]:
-    """The current stream of the maps' GPU, and its number: the last arguments of every kernel."""
-    return torch.cuda.current_stream(maps.device).cuda_stream, maps.get_device()
+def _stream(maps: Tensor) -> int:
+    """The current CUDA stream of the maps' GPU."""
+    return torch.cuda.current_stream(maps.device).cuda_stream
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -12,12 +12,13 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jointbert.backends.layout import ERROR_RANGE_MM, ERROR_UNIT_MM, LAYOUT, LOG_SIGMA_RANGE, SCALE_MM
-from jointbert.skeleton import NUM_JOINTS
+from jointbert.contract.layout import ERROR_RANGE_MM, ERROR_UNIT_MM, LAYOUT, LOG_SIGMA_RANGE, NUM_JOINTS, SCALE_MM
+from jointbert.weights import load_weights, write_weights
 
 
 @dataclass(frozen=True)
@@ -132,30 +133,25 @@ class JointRefiner(nn.Module):
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
         """Writes the weights as safetensors; the metadata names the layout, the sizes and whatever ``metadata`` adds."""
-        from safetensors.torch import save_file
-
         sizes = {key: str(value) for key, value in asdict(self.config).items()}
-        tensors = {key: value.detach().float().contiguous() for key, value in self.state_dict().items()}
-        save_file(tensors, path, metadata={"layout": LAYOUT, **sizes, **(metadata or {})})
-        Path(path).chmod(0o644)  # safetensors leaves it to the owner alone, and so would a wheel
+        write_weights(path, float_tensors(self), {"layout": LAYOUT, **sizes, **(metadata or {})})
 
     @classmethod
     def load(cls, weights: str | os.PathLike[str] = "nyu14") -> JointRefiner:
         """The refiner of a safetensors file, or of shipped weights by name, in evaluation mode."""
-        from jointbert.weights import load_weights
-
         loaded = load_weights(weights)
-        if not loaded.tensors:
-            raise ValueError(
-                f"weights: {str(loaded.path)!r} is for ONNX Runtime; expected a shipped name or a .safetensors file"
-            )
         model = cls(RefinerConfig(**loaded.sizes))
         model.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in loaded.tensors.items()})
         return model.eval()
 
 
+def float_tensors(module: nn.Module) -> dict[str, np.ndarray]:
+    """A module's parameters and buffers by name, as float32 NumPy arrays on the CPU."""
+    return {name: value.detach().float().cpu().numpy() for name, value in module.state_dict().items()}
+
+
 def encode(joints: Tensor, observed: Tensor, confidence: Tensor, error_mm: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns joints into the refiner's features: the torch twin of every backend's encoding.
+    """Turns joints into the refiner's features: the reference implementation of every backend's encoding.
 
     Args:
         joints: ``(B, 14, 3)`` in millimetres, canonical order, right hand.

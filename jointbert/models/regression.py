@@ -1,4 +1,4 @@
-"""3D regression: from heatmaps and features to joints in the crop (thesis, section 4.2.2), by two heads.
+"""3D regression (thesis, section 4.2.2): two heads that compute joints in the crop from heatmaps and features.
 
 ``linear`` is the thesis's: u and v are the heatmap's peak, and one linear layer over all heatmaps gives the depths. ``awr`` is
 the depth-offset representation of *AWR: Adaptive Weighting Regression for 3D Hand Pose Estimation* (Huang et al., AAAI 2020),
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from jointbert.contract.layout import NUM_JOINTS
 from jointbert.models.heatmap import Mode, soft_argmax
 from jointbert.models.operators import soft_argmax_depth
-from jointbert.skeleton import NUM_JOINTS
 
 
 class CropJoints(NamedTuple):
@@ -35,8 +35,8 @@ class LinearDepth(nn.Module):
         self.mode: Mode = mode
         self.beta, self.window = beta, window
         self.plain = False
-        """Whether torch's own operators do the work, as an export needs it."""
-        # Heatmaps are nearly 0 nearly everywhere: inputs of this size, not of unit variance, give depths of order 1.
+        """Whether torch's own operators are used, as an export needs."""
+        # Most heatmap values are close to 0, so that weights of this size give depths of order 1.
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
@@ -50,11 +50,11 @@ class LinearDepth(nn.Module):
 
 
 class AdaptiveWeighting(nn.Module):
-    """AWR. Every foreground pixel says how close it is to a joint (1 there, 0 from ``radius`` on; these maps take the place of
-    the heatmaps) and in which direction, in units of half-cubes; a joint is the mean of what the pixels say, weighted by a
-    softmax of ``beta`` times their closeness.
+    """AWR. Each foreground pixel predicts its closeness to a joint (1 at the joint, 0 from the distance ``radius`` on; these
+    maps replace the heatmaps) and the direction to the joint, in units of half-cubes. A joint is the mean of the pixels' votes,
+    weighted by a softmax of ``beta`` times their closeness.
 
-    The points that pixels stand for: x and y from -1 to 1 across the crop, z the depth in half-cubes.
+    A pixel's point has x and y from -1 to 1 across the crop, and the depth in half-cubes as z.
     """
 
     def __init__(self, width: int, radius: float = 0.8, beta: float = 30.0) -> None:
@@ -63,7 +63,7 @@ class AdaptiveWeighting(nn.Module):
         self.directions = nn.Conv2d(width, 3 * NUM_JOINTS, 1)
 
     def forward(self, features: Tensor, closeness: Tensor, depth: Tensor) -> tuple[CropJoints, Tensor]:
-        """Joints, and the directions ``(B, 14, 3, S, S)`` that training also looks at.
+        """Joints, and the directions ``(B, 14, 3, S, S)``, which training needs, too.
 
         Args:
             features: ``(B, width, S, S)``. closeness: ``(B, 14, S, S)``. depth: ``(B, 1, S, S)`` in half-cubes; 1: no hand.
@@ -72,10 +72,10 @@ class AdaptiveWeighting(nn.Module):
         return self.vote(closeness.float(), directions, depth.float()), directions
 
     def vote(self, closeness: Tensor, directions: Tensor, depth: Tensor) -> CropJoints:
-        """The joints that closeness ``(B, 14, S, S)`` and directions ``(B, 14, 3, S, S)`` mean."""
+        """Joints from closeness ``(B, 14, S, S)`` and directions ``(B, 14, 3, S, S)``."""
         size = closeness.shape[-1]
         said = pixel_points(depth).unsqueeze(1) + directions * (self.radius * (1 - closeness)).unsqueeze(2)
-        # Background has nothing to say; where all is background, it has to.
+        # Background pixels do not vote, unless there are no others.
         foreground = foreground_of(depth)
         scores = torch.where(foreground | ~foreground.flatten(1).any(1)[:, None, None, None], self.beta * closeness, -torch.inf)
         weights = scores.flatten(2).softmax(-1)
@@ -85,9 +85,8 @@ class AdaptiveWeighting(nn.Module):
         return CropJoints(uv, joints[..., 2], peak)
 
     def targets(self, joints: Tensor, depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Closeness ``(B, 14, S, S)``, directions ``(B, 14, 3, S, S)`` and where they count, ``(B, 14, S, S)`` bool.
-
-        That is within ``radius`` of true joints ``(B, 14, 3)``, in the points' coordinates, on the foreground."""
+        """True closeness ``(B, 14, S, S)`` and directions ``(B, 14, 3, S, S)``, and ``(B, 14, S, S)`` bool where directions
+        count: on the foreground within ``radius`` of the true joints ``(B, 14, 3)``, which are in the pixels' coordinates."""
         offset = joints[..., None, None] - pixel_points(depth).unsqueeze(1)
         distance = offset.norm(dim=2)
         near = (distance < self.radius) & foreground_of(depth)
@@ -101,7 +100,7 @@ def foreground_of(depth: Tensor) -> Tensor:
 
 
 def pixel_points(depth: Tensor) -> Tensor:
-    """``(B, 3, S, S)`` x, y, z of the pixels of a crop ``(B, 1, S, S)``: -1 to 1 across it, and its depth."""
+    """``(B, 3, S, S)`` points of the pixels of a crop ``(B, 1, S, S)``: x and y from -1 to 1 across the crop, z its depth."""
     size = depth.shape[-1]
     across = (torch.arange(size, device=depth.device, dtype=depth.dtype) + 0.5) * (2 / size) - 1
     x, y = across.expand(size, size), across.unsqueeze(1).expand(size, size)

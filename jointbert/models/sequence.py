@@ -17,21 +17,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jointbert.backends.layout import (
+from jointbert.contract.layout import (
     BLOCKS,
     CUT_MM,
     HISTORY_FRAMES,
     KNOWN_FRAMES,
     LOG_SIGMA_RANGE,
     MIN_JOINTS,
+    NUM_JOINTS,
     ROUGHNESS_FLOOR_MM,
     SCALE_MM,
     SEQUENCE_FEATURES,
     SEQUENCE_LAYOUT,
     STEP_UNIT_MM,
 )
-from jointbert.models.refiner import JointRefiner, Layer, RefinerConfig, decode, encode
-from jointbert.skeleton import NUM_JOINTS, RIGID_BONES
+from jointbert.models.refiner import JointRefiner, Layer, RefinerConfig, decode, encode, float_tensors
+from jointbert.skeletons import NYU14
+from jointbert.weights import fingerprint, load_sequence_weights, load_weights, write_weights
+
+RIGID_BONES = NYU14.rigid_bones
 
 REACH = BLOCKS[-1][1]
 """Frames that are looked at on either side."""
@@ -85,21 +89,14 @@ class SequenceRefiner(nn.Module):
 
     def save(self, path: str | Path, first: JointRefiner, metadata: dict[str, str] | None = None) -> None:
         """Writes the weights as safetensors; the metadata names the layout, the sizes and the refiner they belong to."""
-        from safetensors.torch import save_file
-
-        from jointbert.weights import fingerprint
-
         sizes = {key: str(value) for key, value in asdict(self.config).items()}
-        tensors = {key: value.detach().float().contiguous() for key, value in self.state_dict().items()}
-        of = fingerprint({key: value.detach().float().numpy() for key, value in first.state_dict().items()})
-        save_file(tensors, path, metadata={"layout": SEQUENCE_LAYOUT, "first_stage": of, **sizes, **(metadata or {})})
-        Path(path).chmod(0o644)
+        of = fingerprint(float_tensors(first))
+        stated = {"layout": SEQUENCE_LAYOUT, "first_stage": of, **sizes, **(metadata or {})}
+        write_weights(path, float_tensors(self), stated)
 
     @classmethod
     def load(cls, weights: str | os.PathLike[str] = "nyu14") -> SequenceRefiner:
         """The second stage of shipped weights by name, or beside a safetensors file, in evaluation mode."""
-        from jointbert.weights import load_sequence_weights, load_weights
-
         loaded = load_sequence_weights(load_weights(weights))
         model = cls(SequenceConfig(**loaded.sizes))
         model.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in loaded.tensors.items()})
@@ -132,7 +129,7 @@ def find_segments(joints: Tensor, observed: Tensor) -> Tensor:
 
 
 def bone_lengths(joints: Tensor) -> Tensor:
-    """``(..., 9)`` lengths of :data:`RIGID_BONES` in ``joints`` ``(..., 14, 3)``."""
+    """``(..., 9)`` lengths of the skeleton's rigid bones in ``joints`` ``(..., 14, 3)``."""
     a, b = torch.tensor(RIGID_BONES).T
     lengths: Tensor = (joints[..., a, :] - joints[..., b, :]).norm(dim=-1)
     return lengths
@@ -188,7 +185,7 @@ def sequence_features(
     look_behind: Tensor,
     look_ahead: Tensor,
 ) -> Tensor:
-    """The second stage's features: the torch twin of every backend's.
+    """The second stage's features: the reference implementation of every backend's.
 
     Args:
         joints: ``(B, T, 14, 3)`` as predicted, millimetres. refined: the same after the first stage.
@@ -297,7 +294,7 @@ def refine_sequences(
     look_ahead: int = REACH,
     online: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Both stages: the torch twin of every backend's sequences, streams and calibrated single frames.
+    """Both stages: the reference implementation of every backend's sequences, streams and calibrated single frames.
 
     Args:
         joints: ``(B, T, 14, 3)`` millimetres, canonical order, right hand.

@@ -1,180 +1,28 @@
-"""Shipped weights and the reader of weight files (safetensors: no pickle, nothing is executed)."""
+"""Shipped weights, and the reader and writer of weight files."""
 
-from __future__ import annotations
+from jointbert.contract import Weights
+from jointbert.weights.reader import (
+    check_layout,
+    find_weights,
+    fingerprint,
+    load_sequence_weights,
+    load_weights,
+    read_sizes,
+    shipped,
+)
+from jointbert.weights.shapes import sequence_tensor_shapes, tensor_shapes
+from jointbert.weights.writer import write_weights
 
-import hashlib
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-
-from jointbert.backends.layout import LAYOUT, SEQUENCE_LAYOUT
-from jointbert.skeleton import NUM_JOINTS
-
-_FOLDER = Path(__file__).parent
-_SEQUENCE = "-sequence"
-"""What the name of a second stage's file adds to that of its refiner's."""
-_SIZES = ("layers", "heads", "width", "ffn", "features", "outputs")
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A refiner's weights, or its second stage's: tensors by name (float32), sizes, the file and its metadata."""
-
-    name: str
-    tensors: dict[str, np.ndarray]
-    sizes: dict[str, int]
-    metadata: dict[str, str]
-    path: Path = Path()
-
-    @property
-    def predicts_sigma(self) -> bool:
-        """Whether these weights were trained to predict sigma; otherwise, as with the thesis's L2 loss, it means nothing."""
-        return self.metadata.get("loss") == "likelihood"
-
-
-def shipped() -> list[str]:
-    """Names of the weights that come with the package."""
-    return sorted(p.stem for p in _FOLDER.glob("*.safetensors") if not p.stem.endswith(_SEQUENCE))
-
-
-def load_weights(weights: str | os.PathLike[str] = "nyu14") -> Weights:
-    """Reads weights by shipped name or from a ``.safetensors`` file; of an ``.onnx`` file, what it says of itself.
-
-    Raises:
-        ValueError: neither a shipped name nor a file, a file that is not valid, or one of another layout.
-        ImportError: an ``.onnx`` file without onnxruntime.
-    """
-    if not isinstance(weights, (str, os.PathLike)):
-        raise TypeError(f"weights: got {type(weights).__name__}; expected a shipped name or the path of a .safetensors file")
-    path = Path(weights)
-    if isinstance(weights, str) and path.name == weights and path.suffix not in (".safetensors", ".onnx"):
-        path = _FOLDER / f"{weights}.safetensors"
-        if not _is_file(path):
-            raise ValueError(
-                f"weights: {weights!r} is not shipped; expected one of {shipped()} or the path of a .safetensors file"
-            )
-    elif not _is_file(path):
-        raise ValueError(f"weights: there is no file {str(path)[:200]!r}")
-
-    if path.suffix == ".onnx":
-        return _describe_onnx(path, str(weights))
-    return _read(path, str(weights), LAYOUT, tensor_shapes)
-
-
-def _describe_onnx(path: Path, name: str) -> Weights:
-    from jointbert.backends.onnxruntime import open_session
-
-    _, metadata = open_session(path, 1)
-    _check_layout(metadata, path, LAYOUT)
-    return Weights(name, {}, _sizes(metadata, str(path)), metadata, path)
-
-
-def load_sequence_weights(first: Weights) -> Weights:
-    """Reads the second stage, for sequences and calibrated persons, that stands beside a refiner's file.
-
-    Raises:
-        ValueError: there is none, it is no such file, or it was trained on another refiner than ``first``.
-    """
-    path = first.path.with_name(f"{first.path.stem}{_SEQUENCE}.safetensors")
-    if not _is_file(path):
-        raise ValueError(
-            f"weights: {first.name!r} refine single frames alone; sequences and calibration need {path.name!r} beside them"
-        )
-    second = _read(path, f"{first.name}{_SEQUENCE}", SEQUENCE_LAYOUT, sequence_tensor_shapes)
-    expected, found = fingerprint(first.tensors), second.metadata.get("first_stage")
-    if found != expected:
-        raise ValueError(f"weights: {str(path)!r} was trained on another refiner than {str(first.path)!r}")
-    return second
-
-
-def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names and float32 values: what tells a second stage its refiner."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensors[name], dtype="<f4").tobytes())
-    return digest.hexdigest()
-
-
-def _read(path: Path, name: str, layout: str, shapes_of: Callable[[dict[str, int]], dict[str, tuple[int, ...]]]) -> Weights:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            _check_layout(metadata, path, layout)
-            sizes = _sizes(metadata, str(path))
-            shapes = shapes_of(sizes)
-            names = set(file.keys())
-            if names != set(shapes):
-                wrong = ", ".join(repr(key) for key in sorted(names ^ set(shapes))[:3])
-                raise ValueError(f"weights: {str(path)!r} has missing or unknown tensors, among them {wrong}")
-            for key, shape in shapes.items():
-                view = file.get_slice(key)
-                dtype, found = view.get_dtype(), tuple(view.get_shape())
-                if dtype != "F32" or found != shape:
-                    raise ValueError(f"weights: {key!r} of {str(path)!r} is {dtype} {found}; expected F32 {shape}")
-            tensors = {key: file.get_tensor(key) for key in shapes}
-    except SafetensorError as error:
-        raise ValueError(f"weights: {str(path)!r} is no valid safetensors file ({error})") from None
-    for key, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise ValueError(f"weights: {key!r} of {str(path)!r} has values that are not finite")
-    return Weights(name, tensors, sizes, metadata, path)
-
-
-def _check_layout(metadata: dict[str, str], path: Path, layout: str) -> None:
-    found = metadata.get("layout")
-    if found != layout:
-        raise ValueError(f"weights: {str(path)!r} has the layout {found!r}; this version runs {layout!r}")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        return False
-
-
-def _sizes(metadata: dict[str, str], path: str) -> dict[str, int]:
-    sizes = {}
-    for key in _SIZES:
-        text = metadata.get(key, "")
-        if not text.isdecimal() or not 0 < int(text) <= 4096:
-            raise ValueError(f"weights: the metadata of {path!r} has {key} = {text!r}; expected a whole number from 1 to 4096")
-        sizes[key] = int(text)
-    if sizes["width"] % sizes["heads"]:
-        raise ValueError(f"weights: the width {sizes['width']} of {path!r} is no multiple of its {sizes['heads']} heads")
-    return sizes
-
-
-def tensor_shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a refiner of these sizes."""
-    d = sizes["width"]
-    shapes: dict[str, tuple[int, ...]] = {"joint_embedding": (NUM_JOINTS, d), "mask": (d,), "observed_gain": (1,)}
-    return shapes | _transformer_shapes(sizes, {"embed": (d, sizes["features"])})
-
-
-def sequence_tensor_shapes(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a sequence refiner of these sizes."""
-    d, f = sizes["width"], sizes["ffn"]
-    return {"gain": (1,)} | _transformer_shapes(sizes, {"embed1": (f, sizes["features"]), "embed2": (d, f)})
-
-
-def _transformer_shapes(sizes: dict[str, int], embedding: dict[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
-    d, f = sizes["width"], sizes["ffn"]
-    linear = {**embedding, "head": (sizes["outputs"], d)}
-    norms = ["norm"]
-    for i in range(sizes["layers"]):
-        layer = f"layers.{i}"
-        linear.update({f"{layer}.qkv": (3 * d, d), f"{layer}.proj": (d, d), f"{layer}.fc1": (f, d), f"{layer}.fc2": (d, f)})
-        norms += [f"{layer}.norm1", f"{layer}.norm2"]
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in linear.items():
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
-    for name in norms:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (d,)
-    return shapes
+__all__ = [
+    "Weights",
+    "check_layout",
+    "find_weights",
+    "fingerprint",
+    "load_sequence_weights",
+    "load_weights",
+    "read_sizes",
+    "sequence_tensor_shapes",
+    "shipped",
+    "tensor_shapes",
+    "write_weights",
+]

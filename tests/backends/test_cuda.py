@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jointbert.backends import cuda
-from jointbert.backends.cuda import load_module
+from jointbert.cuda import module as cuda_module
+from jointbert.cuda.module import load_module
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,9 +36,9 @@ def test_what_cuda_says_comes_with_what_is_missing(monkeypatch: pytest.MonkeyPat
         (2, "", "$"),
     ):
         module = SimpleNamespace(devices=lambda why=missing: (0, why), ARCHITECTURES="90a-real")
-        monkeypatch.setattr(cuda, "load_module", lambda m=module: m)
+        monkeypatch.setattr(cuda_module, "load_module", lambda m=module: m)
         with pytest.raises(RuntimeError, match=rf"soft_argmax: failed \(CUDA error {number}\){expected}"):
-            cuda.call(launch, number)
+            cuda_module.call(launch, number)
 
 
 def configure(folder: Path, *options: str, environment: dict[str, str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The native backend against its twin, :class:`jointbert.backends.torch.TorchBackend` in float64, for every instruction set."""
+"""The native backend against its twin, :class:`jointbert.runtimes.torch.TorchBackend` in float64, for every instruction set."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import jointbert
-from jointbert import _core, skeleton
-from jointbert.backends import layout
-from jointbert.backends.base import Batch, Result, Status
-from jointbert.backends.native import NativeBackend
+from jointbert import _core
+from jointbert.contract import Batch, Result, Status, layout
+from jointbert.runtimes.native import NativeBackend
+from jointbert.skeletons import NYU14
 from jointbert.weights import Weights
 
 torch = pytest.importorskip("torch")
-from jointbert.backends.torch import TorchBackend  # noqa: E402
 from jointbert.models.refiner import JointRefiner, RefinerConfig  # noqa: E402
+from jointbert.runtimes.torch import TorchBackend  # noqa: E402
 
 ISAS = _core.supported_isas()
 CANONICAL = np.arange(14, dtype=np.int32)
@@ -634,7 +634,7 @@ def test_a_bool_that_holds_another_byte_is_true(native: NativeBackend) -> None:
 def test_constants_are_the_contracts() -> None:
     for name in ("SCALE_MM", "ERROR_UNIT_MM", "ERROR_RANGE_MM", "LOG_SIGMA_RANGE", "MIN_JOINTS", "HAND_SIZE_MM"):
         assert getattr(_core, name) == getattr(layout, name), name
-    assert _core.NUM_JOINTS == skeleton.NUM_JOINTS
+    assert _core.NUM_JOINTS == layout.NUM_JOINTS == NYU14.num_joints
     config = RefinerConfig()
     for name in ("heads", "width", "ffn", "features", "outputs"):
         assert getattr(_core, name.upper()) == getattr(config, name), name
@@ -664,8 +664,8 @@ def test_auto_is_the_best_instruction_set(weights: Weights) -> None:
 def test_a_module_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jointbert._core", None)
     monkeypatch.delattr(jointbert, "_core")
-    monkeypatch.delitem(sys.modules, "jointbert.backends.native")
+    monkeypatch.delitem(sys.modules, "jointbert.runtimes.native")
     with pytest.raises(
         ImportError, match=r"the native module jointbert\._core can't be loaded .* checkout .*; elsewhere, install jointbert"
     ):
-        importlib.import_module("jointbert.backends.native")
+        importlib.import_module("jointbert.runtimes.native")

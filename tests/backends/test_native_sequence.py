@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from jointbert import _core
-from jointbert.backends import layout
-from jointbert.backends.base import Status
-from jointbert.skeleton import RIGID_BONES
+from jointbert.contract import Status, layout
+from jointbert.skeletons import NYU14
 
 torch = pytest.importorskip("torch")
 from jointbert.models.refiner import JointRefiner, RefinerConfig  # noqa: E402
@@ -26,7 +25,7 @@ from jointbert.models.sequence import REACH, SequenceConfig, SequenceRefiner, re
 ISAS = _core.supported_isas()
 CANONICAL = np.arange(14, dtype=np.int32)
 SHUFFLED = np.random.default_rng(7).permutation(14).astype(np.int32)
-BONES = np.array(RIGID_BONES)
+BONES = np.array(NYU14.rigid_bones)
 LENGTHS = np.array([38.0, 44.0, 46.0, 43.0, 29.0, np.nan, 52.0, 66.0, 64.0])
 """A person's, but for one that was not measured."""
 
@@ -948,7 +947,7 @@ def test_constants_are_the_contracts() -> None:
     for name in names:
         assert getattr(_core, name) == getattr(layout, name), name
     assert _core.REACH == REACH
-    assert _core.RIGID_BONES == RIGID_BONES
+    assert NYU14.rigid_bones == _core.RIGID_BONES
     config = SequenceConfig()
     assert (config.heads, config.width, config.ffn, config.outputs) == (_core.HEADS, _core.WIDTH, _core.FFN, _core.OUTPUTS)
 

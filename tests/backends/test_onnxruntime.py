@@ -65,7 +65,7 @@ print(refiner, refiner(jointbert.load_demo().predictions[:2]).shape)
 
 def test_pieces_are_the_whole(exported: Path, poses: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Refiner(exported)(poses[:50])
-    monkeypatch.setattr("jointbert.backends.onnxruntime.CHUNK", 7)
+    monkeypatch.setattr("jointbert.runtimes.onnxruntime.CHUNK", 7)
     np.testing.assert_allclose(Refiner(exported)(poses[:50]), expected, atol=1e-3)
 
 
@@ -76,9 +76,13 @@ def test_nothing_to_refine(exported: Path) -> None:
 def test_what_does_not_fit_is_named(exported: Path, poses: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"backend: 'native' can't run .*refiner.onnx'; expected 'auto' or 'onnxruntime'"):
         Refiner(exported, "native")
-    with pytest.raises(ValueError, match="backend: 'onnxruntime' runs an ONNX file: write one by jointbert export"):
+    with pytest.raises(
+        ValueError, match=r"backend: 'onnxruntime' can't run .*nyu14.safetensors'; .* as .onnx \(jointbert export writes one\)"
+    ):
         Refiner("nyu14", "onnxruntime")
-    with pytest.raises(ValueError, match=r"refine single frames alone; sequences and calibration need 'refiner-sequence"):
+    with pytest.raises(
+        ValueError, match=r"'onnxruntime' has no sequences; take backend 'native' or 'torch', and .safetensors weights"
+    ):
         Refiner(exported)(poses[:30], sequence=True)
     from jointbert.export.onnx import export_refiner
 

@@ -1,4 +1,4 @@
-"""The GPU benchmarks' own arithmetic, on a device that is played; and what they say without one."""
+"""The arithmetic of the GPU benchmarks on a fake GPU, and their message without a GPU."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typer.testing import CliRunner  # noqa: E402
 from benchmarks import estimator_gpu, gpu, refiner_gpu, soft_argmax_gpu  # noqa: E402
 
 LAUNCHES = 7
-"""That fit into the played device's queue."""
+"""Launches that fit into the queue of the fake GPU."""
 
 
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """``waiting``: launches behind the kernel that waits, and how many ms each takes; ``append`` enqueues one."""
+    """A fake queue. ``waiting``: the ms of each launch that waits behind the sleeping kernel; ``append`` enqueues a launch."""
     waiting: list[int] = []
     begun = SimpleNamespace(value=False)
 
@@ -58,7 +58,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("together", [50, 6, 1])
-def test_as_many_calls_as_the_queue_holds(queue: SimpleNamespace, together: int) -> None:
+def test_only_as_many_calls_are_enqueued_as_the_queue_holds(queue: SimpleNamespace, together: int) -> None:
     asked: list[int] = []
 
     def call(k: int) -> None:
@@ -70,12 +70,12 @@ def test_as_many_calls_as_the_queue_holds(queue: SimpleNamespace, together: int)
     assert len(queue.waiting) <= LAUNCHES
 
 
-def test_a_call_that_the_queue_can_t_hold_is_said(queue: SimpleNamespace) -> None:
+def test_a_call_that_the_queue_can_t_hold_is_an_error(queue: SimpleNamespace) -> None:
     with pytest.raises(RuntimeError, match="before the call was enqueued"):
         gpu.percentiles(lambda _: [queue.append(1) for _ in range(LAUNCHES + 1)], repeats=3, warmup=1)
 
 
-def test_a_row_takes_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_row_replaces_the_one_with_the_same_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
     monkeypatch.setattr(gpu, "device", lambda: {"device": "NVIDIA Fast"})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Fast")

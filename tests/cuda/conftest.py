@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 import jointbert
-from jointbert import Refiner, device_arrays
-from jointbert.backends.cuda import CudaBackend, load_module
-from jointbert.backends.layout import LAYOUT
+from jointbert import Refiner
+from jointbert.contract.layout import LAYOUT
+from jointbert.cuda import libraries
+from jointbert.cuda.module import load_module
+from jointbert.runtimes.cuda import CudaBackend
 from jointbert.weights import load_weights
 from tests.support.cuda_builds import CSRC, EMULATION, MODULE_SOURCES, ROOT, compile_for_host
 
@@ -72,8 +74,8 @@ def gpu(emulated_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterato
     control.fake_host_address(None)
     control.fake_fail(b"")
     control.fake_skip_launches(0)
-    device_arrays._under_way.clear()
-    device_arrays._recorded.clear()
+    libraries._under_way.clear()
+    libraries._recorded.clear()
     load_module.cache_clear()
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from jointbert import Refiner
-from jointbert.backends.cuda import load_module
-from jointbert.device_arrays import DeviceArray
+from jointbert.cuda.arrays import DeviceArray
+from jointbert.cuda.module import load_module
 from tests.support.fake_gpu import GpuArray, empty_session, to_numpy
 
 pytestmark = pytest.mark.usefixtures("gpu")

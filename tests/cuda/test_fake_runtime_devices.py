@@ -17,7 +17,7 @@ import pytest
 
 import jointbert
 from jointbert import Refiner
-from jointbert.backends.cuda import CudaBackend, load_module
+from jointbert.runtimes.cuda import CudaBackend, load_module
 from jointbert.weights import load_weights
 from tests.support.fake_gpu import GpuArray, empty_session, launch_variant, plain_batch
 

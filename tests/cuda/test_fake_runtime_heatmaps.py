@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from jointbert.heatmaps import soft_argmax, soft_argmax_depth
+from jointbert.cuda.heatmaps import soft_argmax, soft_argmax_depth
 from tests.support.fake_gpu import GpuArray, to_numpy
 
 pytestmark = pytest.mark.usefixtures("gpu")

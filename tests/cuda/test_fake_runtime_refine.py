@@ -16,9 +16,9 @@ import pytest
 
 import jointbert
 from jointbert import JointbertWarning, Refiner, Status
-from jointbert.backends.cuda import CudaBackend, load_module
-from jointbert.backends.graph_session import GraphSession
-from jointbert.device_arrays import DeviceArray, is_on_gpu
+from jointbert.cuda.arrays import DeviceArray, is_on_gpu
+from jointbert.cuda.graph_session import GraphSession
+from jointbert.runtimes.cuda import CudaBackend, load_module
 from jointbert.weights import load_weights
 from tests.support.fake_gpu import GpuArray, plain_batch, to_numpy
 from tests.support.readme import python_block
@@ -265,7 +265,7 @@ def test_the_estimators_refiner_as_one_launch(few: np.ndarray, small: Path, monk
     """It takes the estimator's tensors, in place of the estimator's own refiner."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
-    from jointbert.backends import torch_estimator
+    from jointbert.estimator import torch_runtime
     from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator
     from jointbert.models.refiner import JointRefiner, RefinerConfig
 
@@ -291,14 +291,14 @@ def test_the_estimators_refiner_as_one_launch(few: np.ndarray, small: Path, monk
             load_module().synchronize(self.stream, 0)
             return array.owner
 
-    monkeypatch.setattr(torch_estimator, "read", lambda tensor, name: (OnHost().read(tensor), OnHost()))
+    monkeypatch.setattr(torch_runtime, "read", lambda tensor, name: (OnHost().read(tensor), OnHost()))
     config = RefinerConfig(layers=1)
     model = HandPoseEstimator(EstimatorConfig(size=32, backbone="resnet18", width=8, depth=2, refiner=config)).eval()
     assert model.refiner is not None
     model.refiner.load_state_dict(JointRefiner.load(small).state_dict())
-    assert torch_estimator.OneLaunch.fits(model.refiner)
-    assert not torch_estimator.OneLaunch.fits(JointRefiner(RefinerConfig(layers=1, width=64)))
-    launch = torch_estimator.OneLaunch(model.refiner, "f16")
+    assert torch_runtime.OneLaunch.fits(model.refiner)
+    assert not torch_runtime.OneLaunch.fits(JointRefiner(RefinerConfig(layers=1, width=64)))
+    launch = torch_runtime.OneLaunch(model.refiner, "f16")
     joints = torch.from_numpy(few).float()
     confidence = torch.linspace(0, 1, 5 * 14).view(5, 14)
     for left in (None, torch.tensor([True, False, False, True, False])):

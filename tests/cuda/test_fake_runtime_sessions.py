@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from jointbert import Refiner
-from jointbert.backends.cuda import CudaBackend, DeviceBatch, DeviceResult, load_module
-from jointbert.backends.graph_session import GraphSession
-from jointbert.heatmaps import soft_argmax_depth
+from jointbert.cuda.graph_session import GraphSession
+from jointbert.cuda.heatmaps import soft_argmax_depth
+from jointbert.cuda.module import load_module
+from jointbert.runtimes.cuda import CudaBackend, DeviceBatch, DeviceResult
 from jointbert.weights import load_weights
 from tests.support.fake_gpu import GpuArray, empty_session, enqueue_copy, launch_variant, to_numpy
 

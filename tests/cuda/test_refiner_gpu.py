@@ -16,11 +16,12 @@ if not os.environ.get("JOINTBERT_NEEDS_GPU"):  # where it is set, what is missin
 
 import jointbert  # noqa: E402
 from jointbert import JointbertWarning, Refiner, Status, refine  # noqa: E402
-from jointbert.backends import Batch  # noqa: E402
-from jointbert.backends.cuda import CudaBackend, DeviceBatch, DeviceResult, load_module  # noqa: E402
-from jointbert.backends.graph_session import GraphSession  # noqa: E402
-from jointbert.backends.torch import TorchBackend  # noqa: E402
-from jointbert.device_arrays import read  # noqa: E402
+from jointbert.contract import Batch  # noqa: E402
+from jointbert.cuda.arrays import read  # noqa: E402
+from jointbert.cuda.graph_session import GraphSession  # noqa: E402
+from jointbert.cuda.module import load_module  # noqa: E402
+from jointbert.runtimes.cuda import CudaBackend, DeviceBatch, DeviceResult  # noqa: E402
+from jointbert.runtimes.torch import TorchBackend  # noqa: E402
 from jointbert.weights import load_weights  # noqa: E402
 from tests.support.readme import python_block  # noqa: E402
 

@@ -14,9 +14,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from jointbert.backends import Batch, Result, Status  # noqa: E402
-from jointbert.backends.cuda import pack  # noqa: E402
-from jointbert.backends.torch import TorchBackend  # noqa: E402
+from jointbert.contract import Batch, Result, Status  # noqa: E402
+from jointbert.runtimes.cuda.packing import KernelSizes, pack  # noqa: E402
+from jointbert.runtimes.torch import TorchBackend  # noqa: E402
 from jointbert.weights import Weights, load_weights  # noqa: E402
 from tests.support.cuda_builds import (  # noqa: E402
     CUDA,
@@ -29,6 +29,7 @@ from tests.support.cuda_builds import (  # noqa: E402
 )
 
 HARNESS = ("refiner_host.cpp", "refiner/refiner.cu")
+KERNELS = KernelSizes(heads=8, width=128, ffn=256, features=8, outputs=4, chunks=16, inner=32, outer=128)
 PRECISIONS = {"f16": torch.float16, "bf16": torch.bfloat16}
 VARIANTS = {"cluster": 0, "grid": 1, "tiles": 2}
 NUMBERS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.float16): 2}
@@ -108,7 +109,7 @@ def on_host(
     def pointer(array: np.ndarray | None) -> ctypes.c_void_p | None:
         return None if array is None else ctypes.c_void_p(array.ctypes.data)
 
-    ends, chunks = pack(weights, precision)
+    ends, chunks = pack(weights, precision, KERNELS)
     count = len(batch.joints)
     order = batch.permutation.astype(np.uint8)
     out = Result(
@@ -292,17 +293,17 @@ def test_gelu_is_torchs(library: ctypes.CDLL) -> None:
 
 def test_weights_of_other_sizes_are_refused(weights: Weights) -> None:
     with pytest.raises(ValueError, match="width is 64; the GPU's kernels are compiled for 128"):
-        pack(replace(weights, sizes={**weights.sizes, "width": 64}), "f16")
+        pack(replace(weights, sizes={**weights.sizes, "width": 64}), "f16", KERNELS)
     large = {**weights.tensors, "layers.1.fc1.weight": weights.tensors["layers.1.fc1.weight"] * 1e6}
     with pytest.raises(ValueError, match="too large for f16, or is no number; take precision 'bf16'"):
-        pack(replace(weights, tensors=large), "f16")
-    pack(replace(weights, tensors=large), "bf16")
+        pack(replace(weights, tensors=large), "f16", KERNELS)
+    pack(replace(weights, tensors=large), "bf16", KERNELS)
 
 
 def test_bfloat16_weights_are_rounded_as_torchs(weights: Weights) -> None:
     """To nearest, ties to even; and which values a lane holds."""
     plain_norms = {k: np.ones_like(v) if "norm" in k and k.endswith("weight") else v for k, v in weights.tensors.items()}
-    _, chunks = pack(replace(weights, tensors=plain_norms), "bf16")
+    _, chunks = pack(replace(weights, tensors=plain_norms), "bf16", KERNELS)
     words = chunks[1, 8 + 5, :16384].view(np.uint16).reshape(32, 32, 8)  # of the feed-forward columns 160 to 191
     rounded = torch.from_numpy(weights.tensors["layers.1.fc1.weight"]).bfloat16().view(torch.int16).numpy().view(np.uint16)
     for lane in (0, 13, 31):

@@ -10,6 +10,7 @@ import pytest
 pyplot = pytest.importorskip("matplotlib.pyplot")
 image = pytest.importorskip("PIL.Image")
 
+from jointbert import JOINT_NAMES  # noqa: E402
 from jointbert.evaluation.figures import (  # noqa: E402
     attention_figure,
     joint_errors_figure,
@@ -18,7 +19,6 @@ from jointbert.evaluation.figures import (  # noqa: E402
     save_estimate,
     save_joint_errors,
 )
-from jointbert.skeleton import JOINT_NAMES  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

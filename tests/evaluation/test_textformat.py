@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jointbert.camera import NYU
-from jointbert.evaluation.textformat import read_joints, write_joints
+from jointbert.inputs.textformat import read_joints, write_joints
 
 poses = arrays(np.float64, st.tuples(st.integers(1, 4), st.just(14), st.just(3)), elements=st.floats(-300, 300))
 

@@ -10,7 +10,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from jointbert.backends.layout import LAYOUT  # noqa: E402
+from jointbert.contract.layout import LAYOUT  # noqa: E402
 from jointbert.export.onnx import export_refiner  # noqa: E402
 from jointbert.models import JointRefiner  # noqa: E402
 

@@ -36,7 +36,7 @@ def test_parameters_are_the_thesis_s() -> None:
     script = runpy.run_path(str(path))
     parts = script["count"]()
     rounded = {name: round(count / 1e6, 2) for name, count in parts.items()}
-    assert rounded == {"encoder": 23.51, "top_down": 1.57, "hourglass": 3.07, "regression": 0.8, "refiner": 1.59}
+    assert rounded == {"encoder": 23.51, "neck": 1.57, "hourglass": 3.07, "regression": 0.8, "refiner": 1.59}
     assert script["main"]() == 0
 
 
@@ -208,3 +208,20 @@ def test_millimetres_as_integers() -> None:
     with torch.inference_mode():
         whole = model(images.round().to(torch.int32), centres, NYU)
         torch.testing.assert_close(whole.joints, model(images.round(), centres, NYU).joints)
+
+
+def test_files_that_call_the_neck_top_down_are_read(tmp_path: Path) -> None:
+    """Files of earlier versions; nested in a larger module, too, as in a training checkpoint."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    model, path = small(), tmp_path / "old.safetensors"
+    model.save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {key.replace("neck.", "top_down."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    assert any(key.startswith("top_down.") for key in tensors)
+    save_file(tensors, path, metadata)
+    loaded = HandPoseEstimator.load(path).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+    torch.nn.ModuleDict({"model": small()}).load_state_dict({f"model.{key}": value for key, value in tensors.items()})

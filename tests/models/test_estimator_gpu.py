@@ -18,9 +18,9 @@ if not os.environ.get("JOINTBERT_NEEDS_GPU"):  # where it is set, what is missin
     pytest.importorskip("jointbert._cuda", reason="built without GPU kernels")
     pytest.importorskip("torchvision")
 
-from jointbert.backends.torch_estimator import OneLaunch, TorchEstimator  # noqa: E402
 from jointbert.camera import NYU  # noqa: E402
-from jointbert.estimate import Estimated, Estimator  # noqa: E402
+from jointbert.estimator import Estimated, Estimator  # noqa: E402
+from jointbert.estimator.torch_runtime import OneLaunch, TorchEstimator  # noqa: E402
 from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator  # noqa: E402
 from jointbert.models.refiner import RefinerConfig  # noqa: E402
 

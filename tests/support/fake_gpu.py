@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jointbert.backends import Batch
-from jointbert.backends.cuda import CudaBackend, DeviceBatch, DeviceResult, load_module
-from jointbert.backends.graph_session import GraphSession
-from jointbert.device_arrays import DeviceArray
+from jointbert.contract import Batch
+from jointbert.cuda.arrays import DeviceArray
+from jointbert.cuda.graph_session import GraphSession
+from jointbert.cuda.module import load_module
+from jointbert.runtimes.cuda import CudaBackend, DeviceBatch, DeviceResult
 
 
 class GpuArray:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,26 @@ pytest.importorskip("torch")
 import torch
 
 from jointbert.camera import NYU
-from jointbert.evaluation.textformat import write_joints
+from jointbert.inputs.textformat import write_joints
 from training.data.hand import build, rotations, sample_directions
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Networks this small take many times as long on threads that have to wait for each other on a busy machine."""
+    """One thread: on a busy machine several threads slow such small networks down many times."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_figure(monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    """Each validation draws one image instead of four, since drawing is the longest part of a small run."""
+    if not full and "training.estimator" in sys.modules:
+        monkeypatch.setattr("training.estimator.DRAWN_IMAGES", 1)
 
 
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder shaped like the published one, 4,376 frames of generated hands, two methods."""
+    """A folder like that of the published predictions: 4,376 frames of generated hands, two methods."""
     folder = tmp_path_factory.mktemp("published")
     (folder / "predictions").mkdir()
     g = torch.Generator().manual_seed(0)

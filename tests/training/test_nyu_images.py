@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from jointbert.camera import NYU
-from jointbert.skeleton import NYU36_INDICES
+from jointbert.skeletons import NYU14
 from training.data.nyu_images import Augmentation, NyuImages, read_annotations
 from training.data.render import Hands, render, sample_hands
 
@@ -36,7 +36,7 @@ def folder(hands: Hands, tmp_path_factory: pytest.TempPathFactory) -> Path:
     wall = hands.joints[..., 2].mean(1).view(-1, 1, 1) + 400
     depth = torch.where(depth > 0, depth, wall).numpy().astype(np.uint16)
     joints = np.full((2, FRAMES, 36, 3), 7.0)
-    joints[0][:, NYU36_INDICES] = hands.joints.numpy() * [1, -1, 1]
+    joints[0][:, NYU14.indices["nyu36"]] = hands.joints.numpy() * [1, -1, 1]
     savemat(folder / "joint_data.mat", {"joint_xyz": joints, "joint_uvd": np.zeros_like(joints)})
     for i, image in enumerate(depth):
         rgb = np.stack([np.full_like(image, 99), image // 256, image % 256], -1).astype(np.uint8)
@@ -66,7 +66,7 @@ def test_frames_as_recorded(folder: Path, hands: Hands, tmp_path: Path) -> None:
 
 
 def test_augmentation_is_in_3d(folder: Path, hands: Hands, tmp_path: Path) -> None:
-    """Whatever the crop was turned, scaled and shifted by, it leads back to the same joints; other variants are other crops."""
+    """Rotated, scaled and shifted crops give the same joints in the camera frame; each variant is another crop."""
     np.savetxt(tmp_path / "centres.txt", hands.joints.mean(1).numpy())
     data = NyuImages(folder, 96, tmp_path / "centres.txt", augmentation=Augmentation(), variants=4, seed=3)
     assert len(data) == 4 * FRAMES

@@ -83,7 +83,7 @@ def test_a_surface_is_where_the_axis_is_a_radius_away(seed: int) -> None:
         assert beyond(ray[~seen] * z).min() > -0.05
 
 
-def test_joints_that_are_hidden() -> None:
+def test_occluded_joints() -> None:
     """A rod in front of one joint hides it; what is behind hides nothing; outside the image nothing is visible."""
     g = torch.Generator().manual_seed(0)
     hands = sample_hands(64, g)
@@ -136,17 +136,17 @@ def test_a_sensor_s_faults() -> None:
 
 
 def test_batches_come_again() -> None:
-    stream = RenderedHands(RenderConfig(), 64, 300.0, 4, 3, seed=5)
-    first = stream[1]
-    for a, b in zip(first, stream[1], strict=True):
+    sampler = RenderedHands(RenderConfig(), 64, 300.0, 4, 3, seed=5)
+    first = sampler[1]
+    for a, b in zip(first, sampler[1], strict=True):
         assert torch.equal(a, b)
-    assert not torch.equal(first.crops, stream[2].crops)
+    assert not torch.equal(first.crops, sampler[2].crops)
     assert not torch.equal(first.crops, RenderedHands(RenderConfig(), 64, 300.0, 4, 3, seed=6)[1].crops)
-    stream.offset = 1
-    assert torch.equal(first.crops, stream[0].crops)
-    assert len(stream) == 3
+    sampler.offset = 1
+    assert torch.equal(first.crops, sampler[0].crops)
+    assert len(sampler) == 3
     with pytest.raises(IndexError):
-        stream[3]
+        sampler[3]
 
 
 def test_a_crop_shows_what_a_camera_s_image_would() -> None:

@@ -13,9 +13,9 @@ from jointbert import Refiner  # noqa: E402
 from jointbert.models import JointRefiner, RefinerConfig  # noqa: E402
 from jointbert.models.sequence import REACH, SequenceRefiner, first_stage, refine_sequences  # noqa: E402
 from training.config import OptimConfig, SequenceExperiment, TrainerConfig, read_experiment  # noqa: E402
-from training.data.clips import ClipConfig, Clips, ClipStream  # noqa: E402
+from training.data.clips import ClipConfig, Clips, ClipSampler  # noqa: E402
 from training.data.nyu import read_published  # noqa: E402
-from training.data.stream import DataConfig  # noqa: E402
+from training.data.sampler import DataConfig  # noqa: E402
 from training.sequence import (  # noqa: E402
     CachedSequences,
     export_sequence,
@@ -62,7 +62,7 @@ def random_second() -> SequenceRefiner:
 
 
 def clips_of(experiment: SequenceExperiment) -> Clips:
-    return ClipStream(experiment.data, experiment.clips, 4, 1, seed=2)[0]
+    return ClipSampler(experiment.data, experiment.clips, 4, 1, seed=2)[0]
 
 
 def test_the_second_stage_adds_at_most_0_4_million_parameters() -> None:
@@ -74,7 +74,7 @@ def test_the_second_stage_adds_at_most_0_4_million_parameters() -> None:
 
 
 def test_training_sees_what_refinement_does(experiment: SequenceExperiment, first: Path) -> None:
-    """A clip that is a whole sequence gives what the twin of the backends gives."""
+    """A clip that is a whole sequence gives the result of the backends' reference implementation."""
     one, two = JointRefiner.load(first), random_second()
     clips = clips_of(experiment)
     known = (clips.observed, clips.confidence, clips.error_mm)

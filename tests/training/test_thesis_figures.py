@@ -1,4 +1,4 @@
-"""The thesis's figures and the attention's benchmark, at the smallest size."""
+"""The thesis's figures, and the benchmarks of attention and of the feature cache, at the smallest size."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 import yaml
-from typer.testing import CliRunner
 
 pytest.importorskip("torchvision")
 image = pytest.importorskip("PIL.Image")
@@ -20,18 +18,14 @@ from benchmarks import attention as attention_benchmark  # noqa: E402
 from benchmarks import feature_cache  # noqa: E402
 from jointbert.models.estimator import EstimatorConfig, HandPoseEstimator  # noqa: E402
 from jointbert.models.refiner import JointRefiner, RefinerConfig  # noqa: E402
+from tests.support.training import TINY, app_of, invoke  # noqa: E402
 from training.experiments import thesis_figures  # noqa: E402
 
-MODEL = {"size": 64, "backbone": "resnet18", "width": 8, "depth": 2, "beta": 20.0, "window": 3}
-MODEL["refiner"] = {"layers": 3, "heads": 2, "width": 16, "ffn": 16}
+MODEL = {**TINY, "refiner": {**TINY["refiner"], "layers": 3}}
 
 
 def said(main: Any, *arguments: object) -> tuple[int, str]:
-    app = typer.Typer()
-    app.command()(main)
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
+    return invoke(app_of(main), *arguments)
 
 
 @pytest.fixture

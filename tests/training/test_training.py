@@ -18,16 +18,17 @@ from typer.testing import CliRunner  # noqa: E402
 from jointbert import Refiner  # noqa: E402
 from jointbert.models import JointRefiner, RefinerConfig  # noqa: E402
 from jointbert.weights import load_weights  # noqa: E402
+from tests.support.training import ROOT, invoke  # noqa: E402
 from training import losses  # noqa: E402
 from training.__main__ import app  # noqa: E402
 from training.config import Experiment, OptimConfig, TrainerConfig, read_experiment  # noqa: E402
 from training.data.nyu import read_published  # noqa: E402
-from training.data.stream import DataConfig, PoseStream  # noqa: E402
+from training.data.sampler import DataConfig, PoseSampler  # noqa: E402
 from training.fit import learning_rate  # noqa: E402
 from training.refiner import RefinerTraining, calibrate_sigma, export, load_checkpoint, pretrain  # noqa: E402
-from training.validation import GAINS, Gains, fill_error, gains, gaussian_fill_error, hidden_patterns, refine_poses  # noqa: E402
+from training.validation import GAINS, Gains, fill_error, gains, gaussian_fill_error, masked_patterns, refine_poses  # noqa: E402
 
-CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs" / "refiner"
+CONFIGS = ROOT / "training" / "configs" / "refiner"
 ABLATIONS = CONFIGS.parent / "ablations"
 
 
@@ -49,14 +50,14 @@ def test_thesis_config_is_table_4_2() -> None:
 
 def test_thesis_data_is_the_true_pose_with_plain_noise(small_folder: Path) -> None:
     config = replace(read_experiment(CONFIGS / "thesis.yaml").data, nyu=str(small_folder))
-    stream = PoseStream(config, 256, 1, seed=0)
-    true, predicted, _ = stream.draw(torch.zeros(256, dtype=torch.bool), torch.Generator().manual_seed(0))
+    sampler = PoseSampler(config, 256, 1, seed=0)
+    true, predicted, _ = sampler.draw(torch.zeros(256, dtype=torch.bool), torch.Generator().manual_seed(0))
     recorded = torch.from_numpy(read_published(small_folder).groundtruth[:2440]).float()
     recorded = recorded - recorded[:, 13:]
     for pose in (true - true[:, 13:])[:8]:
         assert (recorded - pose).abs().amax((1, 2)).min() < 1e-2
     assert (predicted - true).std() == pytest.approx(10, rel=0.02)
-    assert stream[0].observed.all()
+    assert sampler[0].observed.all()
 
 
 def test_every_config_reads() -> None:
@@ -164,7 +165,7 @@ def test_sigma_does_not_move_the_joints() -> None:
 
 
 def test_gaussian_conditional_against_its_closed_form() -> None:
-    """Two joints with correlation r, the rest still: the hidden one's conditional mean is r times the other's deviation."""
+    """Of two joints with correlation r, the masked one's conditional mean is r times the deviation of the other."""
     rng = np.random.default_rng(0)
     r, n = 0.8, 50_000
     first = rng.normal(size=(n, 3)) * 10
@@ -183,7 +184,7 @@ def test_gaussian_conditional_against_its_closed_form() -> None:
 
 def test_an_untrained_refiner_fills_in_the_mean() -> None:
     truth = np.random.default_rng(1).normal(0, 50, (10, 14, 3))
-    observed = hidden_patterns(10, 4)
+    observed = masked_patterns(10, 4)
     assert (observed.sum(1) == 10).all()
     model = JointRefiner(RefinerConfig(layers=1)).eval()
     errors = [
@@ -225,7 +226,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         patch.setattr(RefinerTraining, "on_train_epoch_start", die_in_the_second_epoch)
         with pytest.raises(RuntimeError, match="killed"):
             quiet_pretrain(experiment, tmp_path / "halves", True, 1)
-    quiet_pretrain(experiment, tmp_path / "halves", True, 1)
+
+    def refuse_the_first_epoch(module: RefinerTraining) -> None:
+        assert module.current_epoch == 1, "the run started anew"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RefinerTraining, "on_train_epoch_start", refuse_the_first_epoch)
+        quiet_pretrain(experiment, tmp_path / "halves", True, 1)
     whole, run = load_checkpoint(tmp_path / "whole" / "last.ckpt")
     halves, _ = load_checkpoint(tmp_path / "halves" / "last.ckpt")
     assert run["steps"] == 12
@@ -342,8 +349,8 @@ def test_gains_at_several_factors(small_folder: Path) -> None:
     assert by_factor[0.0].mean == pytest.approx(0, abs=1e-9)
 
 
-def test_one_batch_can_be_learned_by_heart(experiment: Experiment) -> None:
-    batch = PoseStream(experiment.data, 16, 1, seed=0)[0]
+def test_one_batch_can_be_overfitted(experiment: Experiment) -> None:
+    batch = PoseSampler(experiment.data, 16, 1, seed=0)[0]
     torch.manual_seed(0)
     model = JointRefiner(RefinerConfig(layers=1))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -360,16 +367,20 @@ def test_one_batch_can_be_learned_by_heart(experiment: Experiment) -> None:
 
 
 def test_commands(tmp_path: Path) -> None:
-    for arguments, message in (
+    """Bad input ends in one sentence; the first command also runs as ``python -m training``."""
+    refused: tuple[tuple[list[str], str], ...] = (
+        (["ablations", "--configs", str(tmp_path), "--out", str(tmp_path)], "there is no experiment"),
         (
             ["pretrain-refiner", "--config", str(CONFIGS / "nyu14.yaml"), "--out", str(tmp_path), "--nyu", "none"],
             "no groundtruth.txt",
         ),
-        (["ablations", "--configs", str(tmp_path), "--out", str(tmp_path)], "there is no experiment"),
         (["make-demo", "--nyu", "none", "--out", str(tmp_path / "x.npz")], "no groundtruth.txt"),
-    ):
-        command = [sys.executable, "-m", "training", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=CONFIGS.parents[2])
-        assert result.returncode == 2
-        assert message in result.stderr
-        assert "Traceback" not in result.stderr
+    )
+    for arguments, message in refused:
+        code, output = invoke(app, *arguments)
+        assert (code, output.startswith("Error: "), message in output) == (2, True, True), output
+    command = [sys.executable, "-m", "training", *refused[0][0]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
+    assert result.returncode == 2
+    assert refused[0][1] in result.stderr
+    assert "Traceback" not in result.stderr

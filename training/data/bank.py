@@ -1,7 +1,7 @@
-"""Subject 1's real poses, recombined finger by finger, and the published methods' errors, lent to any pose.
+"""Subject 1's recorded poses, recombined finger by finger, and the published methods' errors, which are applied to any pose.
 
-A finger of one frame stands on the palm of another, and the number of poses grows with the fifth power. An error never comes
-with the pose that it was made on: what a refiner learns of that relation is its training subject's alone.
+Each finger on a palm may come from another frame: n frames give n^5 combinations of fingers for each palm. An error is not
+applied to the pose on which it was made, because the relation between the two is specific to the subject.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from jointbert.skeleton import FINGERS, NUM_JOINTS
+from jointbert.skeletons import NYU14
 from training.data.hand import ROOTS_MM, axis_rotations, palm_frame, rand
 from training.data.nyu import Published
 
-FINGER_OF_JOINT = torch.tensor([next((i for i, js in enumerate(FINGERS.values()) if j in js), 5) for j in range(NUM_JOINTS)])
-"""Index of each joint's finger in :data:`FINGERS`; 5 for the palm."""
+FINGER_OF_JOINT = torch.tensor(
+    [next((i for i, js in enumerate(NYU14.fingers.values()) if j in js), 5) for j in range(NYU14.num_joints)]
+)
+"""Index of each joint's finger among the skeleton's; 5 for the palm."""
 
 
 class PoseBank:
@@ -34,10 +36,10 @@ class PoseBank:
         self.method_mm = self.error.norm(dim=-1).mean((1, 2))  # [M]
 
     def sample_poses(self, recombine: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Poses, each finger with a probability from another frame than the palm.
+        """Poses, whose fingers come from another frame than the palm with a given probability.
 
         Args:
-            recombine: ``(n,)``, this probability for each pose.
+            recombine: ``(n,)``, the probability for each pose.
 
         Returns:
             ``(n, 14, 3)`` joints in the palm's frame at subject 1's size, their ``(n, 3, 3)`` views, into the camera frame, and
@@ -48,13 +50,14 @@ class PoseBank:
         keep = torch.rand(n, 5, generator=g) >= recombine.unsqueeze(1)
         fingers = torch.where(keep, frames[:, 5:], frames[:, :5])
         frame = torch.cat([fingers, frames[:, 5:]], 1)[:, FINGER_OF_JOINT]
-        return self.local[frame, torch.arange(NUM_JOINTS)], self.rotation[frames[:, 5]], frames[:, 5]
+        return self.local[frame, torch.arange(NYU14.num_joints)], self.rotation[frames[:, 5]], frames[:, 5]
 
     def sample_errors(self, n: int, blend: float, g: Generator, frame: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Errors of whole frames in the camera frame ``(n, 14, 3)``, and their methods' mean error ``(n,)``.
+        """Errors of whole frames ``(n, 14, 3)`` in the camera frame, and the mean error ``(n,)`` of their methods.
 
         Args:
-            blend: probability of a random mean of two methods' errors on the frame. frame: ``(n,)``; any without it.
+            blend: probability of a random mean of two methods' errors on the frame. frame: ``(n,)``, the frames; random without
+            it.
         """
         if frame is None:
             frame = torch.randint(len(self.local), (n,), generator=g)
@@ -69,10 +72,10 @@ class PoseBank:
 def resize(
     true: Tensor, error: Tensor, scale: Tensor, variation: float, root_shift_mm: float, g: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Another person's hand: poses and predictions of them scaled, with proportions of their own.
+    """Gives poses and their errors the size and proportions of another person.
 
-    Each finger, each fingertip bone and the wrist get their own factor, each finger's root its own place. Without that the
-    refiner learns the one training subject's index finger by heart and pulls everybody's there.
+    Each finger, each fingertip bone and the wrist get a factor, each finger's root a shift. Without them the refiner learns the
+    proportions of the one training subject and applies them to everybody.
 
     Args:
         true, error: ``(B, 14, 3)``, or ``(B, T, 14, 3)``: T poses of one person, in the palm's frame. scale: ``(B,)``.
@@ -93,10 +96,10 @@ def resize(
 
 
 def articulate(poses: Tensor, sigma: Tensor, g: Generator) -> Tensor:
-    """Another articulation: each finger turned about its root, and each further bone about its joint.
+    """Changes the articulation: each finger is rotated about its root, and each further bone about its joint.
 
     Args:
-        poses: ``(B, 14, 3)`` in the palm's frame at the rest size, or ``(B, T, 14, 3)``, all T turned alike.
+        poses: ``(B, 14, 3)`` in the palm's frame at the rest size, or ``(B, T, 14, 3)``, the same rotations for all T.
         sigma: ``(B,)`` or one standard deviation of the angles about each axis, radians.
     """
     n = len(poses)

@@ -1,4 +1,4 @@
-"""Batches for the estimator: images, and the frozen encoder's maps of them where they are cached."""
+"""Batches for the estimator: images and, where they are cached, the frozen encoder's feature maps."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch.utils.data import Dataset
 from training.data.images import HandImages, RenderConfig, RenderedHands
 
 
-class Batch(NamedTuple):
-    """Images, and what the encoder makes of them."""
+class ImageBatch(NamedTuple):
+    """Images and their feature maps."""
 
     images: HandImages
-    maps: tuple[Tensor, ...] | None  # four [B, C_i, H_i, W_i]; None: the encoder has to look itself
+    maps: tuple[Tensor, ...] | None  # four [B, C_i, H_i, W_i]; None: the encoder has to compute them
 
 
 class ImageSet(Protocol):
-    """Images by number."""
+    """A set of images that are taken by their numbers."""
 
     def __len__(self) -> int: ...
 
-    def take(self, rows: list[int]) -> Batch: ...
+    def take(self, rows: list[int]) -> ImageBatch: ...
 
 
 class OneByOne:
-    """A data set whose items are batches of one."""
+    """An image set from a data set whose items are batches of one image."""
 
     def __init__(self, items: Dataset[HandImages]) -> None:
         self.items = items
@@ -35,18 +35,18 @@ class OneByOne:
     def __len__(self) -> int:
         return len(self.items)  # type: ignore[arg-type]
 
-    def take(self, rows: list[int]) -> Batch:
+    def take(self, rows: list[int]) -> ImageBatch:
         parts = [self.items[i] for i in rows]
-        return Batch(HandImages(*(torch.cat(column) for column in zip(*parts, strict=True))), None)
+        return ImageBatch(HandImages(*(torch.cat(column) for column in zip(*parts, strict=True))), None)
 
 
 def rendered_set(config: RenderConfig, size: int, cube_mm: float, images: int, seed: int) -> OneByOne:
-    """So many rendered images, which stay."""
+    """A fixed set of ``images`` rendered images."""
     return OneByOne(RenderedHands(config, size, cube_mm, 1, images, seed))
 
 
-class Endless(Dataset[Batch]):
-    """Rendered hands, new ones in every batch."""
+class Endless(Dataset[ImageBatch]):
+    """Sampler of rendered hands, new ones in every batch."""
 
     def __init__(self, hands: RenderedHands) -> None:
         self.hands, self.length, self.offset = hands, hands.length, 0
@@ -54,17 +54,16 @@ class Endless(Dataset[Batch]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> ImageBatch:
         self.hands.offset = self.offset
-        return Batch(self.hands[index], None)
+        return ImageBatch(self.hands[index], None)
 
 
-class Shuffled(Dataset[Batch]):
-    """Batches of a set that stays, all of it in a new order again and again; batch ``offset + index`` is the same whenever it
-    is asked for.
+class Shuffled(Dataset[ImageBatch]):
+    """Sampler of batches from a fixed set, in a new order in each pass; batch ``offset + index`` is always the same.
 
     Raises:
-        ValueError: a set smaller than a batch.
+        ValueError: the set is smaller than a batch.
     """
 
     def __init__(self, images: ImageSet, batch_size: int, length: int, seed: int) -> None:
@@ -76,7 +75,7 @@ class Shuffled(Dataset[Batch]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> ImageBatch:
         if not 0 <= index < self.length:
             raise IndexError(index)
         whole, k = divmod(self.offset + index, len(self.images) // self.batch_size)

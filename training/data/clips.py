@@ -1,8 +1,8 @@
-"""Clips of moving hands and of their predictions: what the sequence refiner is trained on.
+"""Clips of moving hands and of their predictions, which train the sequence refiner.
 
-Subject 1's recorded motion at other speeds, each finger from a moment of its own; the Leap recordings' and interpolated
-procedural articulations on recorded palm motion. On it the published methods' errors, as they follow one another in time,
-or noise of many sizes and correlation times; glitches, missing joints and frames, cuts.
+The motion is subject 1's at other speeds, with each finger from another moment, or Leap recordings and interpolated procedural
+articulations on recorded palm motion. Errors are those of the published methods in their order of time, and noise of many sizes
+and correlation times. Glitches, missing joints and frames, and cuts are added.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from training.data.corruption import Corruption
 from training.data.hand import Directions, build, log_uniform, rand, sample_directions
 from training.data.leap import read_recordings
 from training.data.nyu import TRAINING, read_published
-from training.data.stream import DataConfig
+from training.data.sampler import DataConfig
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """How clips move and what goes wrong in them; probabilities are per clip unless said otherwise."""
+    """Motion and errors of clips. Probabilities are per clip unless stated otherwise."""
 
     length: int = 64
-    """Frames of a clip."""
+    """Number of frames of a clip."""
     recorded: float = 0.7
-    """Share of clips with subject 1's own articulation; the others' is the Leap recordings' or procedural."""
+    """Share of clips with subject 1's articulation; the others have that of the Leap recordings or a procedural one."""
     leap: float = 0.5
     """Share of the Leap recordings among the others."""
     speed: tuple[float, float] = (0.5, 2.5)
     """Factor of the recorded speed."""
     recombine: float = 1.0
-    """Probability, per finger, that it comes from another moment."""
+    """Probability of each finger to come from another moment."""
     transplant: float = 0.9
     """Probability that a clip's errors come from another moment than its motion."""
     predictions: float = 0.12
-    """Share of clips that are a method's predictions as they followed one another, the truth further away than it was
-    (see :class:`training.data.stream.DataConfig`): sigma alone learns from them."""
+    """Share of clips that are a method's own consecutive predictions, with their true poses moved further away (see
+    :class:`training.data.sampler.DataConfig`); they train sigma alone."""
     jitter: float = 0.4
     """Probability of noise that is independent from frame to frame, its size log-uniform in ``jitter_mm``."""
     jitter_mm: tuple[float, float] = (0.3, 6.0)
@@ -51,7 +51,7 @@ class ClipConfig:
     drift_mm: tuple[float, float] = (1.0, 10.0)
     drift_frames: tuple[float, float] = (3.0, 60.0)
     glitch: float = 0.25
-    """Probability that single frames of the clip go wrong: a joint or a finger elsewhere."""
+    """Probability that a joint or a finger is elsewhere in single frames of the clip."""
     missing: float = 0.3
     """Probability that joints or fingers are missing for a while, and of missing frames."""
     cut: float = 0.15
@@ -60,7 +60,7 @@ class ClipConfig:
 
 
 class Clips(NamedTuple):
-    """Moving hands, millimetres, camera frame, and what is known of them."""
+    """Moving hands in the camera frame, millimetres, and the refiner's other inputs."""
 
     true: Tensor  # [B, T, 14, 3]
     predicted: Tensor  # [B, T, 14, 3]
@@ -69,12 +69,12 @@ class Clips(NamedTuple):
     error_mm: Tensor  # [B, T, 14]; NaN: unknown
     look_behind: Tensor  # [B]: frames
     look_ahead: Tensor  # [B]: frames
-    seen_frames: Tensor  # [B]: frames of which bone lengths and roughness are known
-    counted: Tensor  # [B] bool: joints learn from the clip; sigma alone where it is False
+    seen_frames: Tensor  # [B]: number of frames from which bone lengths and roughness are estimated
+    counted: Tensor  # [B] bool: the clip trains joints and sigma; where False, sigma alone
 
 
-class ClipStream(Dataset):
-    """Batches of clips by index, reproducible from seed, offset and index alone."""
+class ClipSampler(Dataset):
+    """Batches of clips by number; a batch depends on seed, offset and number alone."""
 
     def __init__(self, data: DataConfig, clips: ClipConfig, batch_size: int, length: int, seed: int, offset: int = 0) -> None:
         self.data, self.config, self.batch_size, self.length = data, clips, batch_size, length
@@ -95,7 +95,7 @@ class ClipStream(Dataset):
         config, b, t = self.config, self.batch_size, self.config.length
         rule = config.corruption
         counted = torch.arange(b) < b - round(b * config.predictions)
-        time, step = self._times(counted, g)  # [B, 6, T]: when each finger, and last the palm, stands where it does
+        time, step = self._times(counted, g)  # [B, 6, T]: moment of each finger and, last, of the palm
         rotation, position = self._palm(time[:, 5])
         true = articulate(self._recorded(time), torch.where(counted, self.data.articulate, 0.0), g)
         others = b - round(b * config.recorded)
@@ -118,7 +118,7 @@ class ClipStream(Dataset):
         further = rule.plausible_gain_median * (rule.plausible_gain_sigma * torch.randn(b, generator=g)).exp()
         further = torch.where(counted, 1.0, further)
         true, size = predicted + further.view(-1, 1, 1, 1) * (true - predicted), size * further
-        # Cuts: the later part becomes another clip's.
+        # After a cut the clip continues with another clip's later part.
         cut = torch.randint(4, t - 4, (b, 1), generator=g)
         later = (torch.arange(t) >= cut) & (torch.rand(b, 1, generator=g) < config.cut)
         later = later & (counted == counted.roll(1)).unsqueeze(1)
@@ -144,7 +144,7 @@ class ClipStream(Dataset):
         speed = torch.where(torch.rand(b, generator=g) < 0.5, -speed, speed)
         half = speed.abs() * (t - 1) / 2
         centre = half.unsqueeze(1) + 1 + torch.rand(b, 17, generator=g) * (frames - 3 - 2 * half).unsqueeze(1)
-        # Of 16 moments the one with the most similar view, since a finger's motion goes with its hand's.
+        # Of six candidates the moment with the most similar view is taken: a finger's motion depends on its hand's.
         candidates, base = centre[:, :16].round().long(), centre[:, 16].round().long()
         pick = torch.randint(16, (b, 5, 6), generator=g)
         rotations = self.bank.rotation[candidates].flatten(-2)
@@ -180,7 +180,7 @@ class ClipStream(Dataset):
         for _ in range(n):
             if torch.rand((), generator=g) < self.config.leap:
                 recording = self.recordings[int(torch.randint(len(self.recordings), (), generator=g))]
-                # 25 frames a second are every third frame of most recordings; to and fro where one is too short
+                # Every third frame of most recordings gives 25 frames per second; short recordings run forwards and backwards.
                 speed = 3 * float(log_uniform((1,), *self.config.speed, g))
                 phase = torch.rand((), generator=g) * len(recording.thumb) + speed * torch.arange(t)
                 last = len(recording.thumb) - 1
@@ -193,16 +193,17 @@ class ClipStream(Dataset):
                 low = phase.floor().long()
                 keys = sample_directions(int(low.max()) + 2, g)
                 share = phase - low
-                share = (share * share * (3 - 2 * share)).view(-1, 1, 1)  # it comes to rest at each key
+                share = (share * share * (3 - 2 * share)).view(-1, 1, 1)  # the hand stops at each key pose
             between = [a[low] + (a[low + 1] - a[low]) * share.view(-1, *[1] * (a.ndim - 1)) for a in (keys.fingers, keys.thumb)]
             fingers.append(torch.nn.functional.normalize(between[0], dim=-1))
             thumb.append(torch.nn.functional.normalize(between[1], dim=-1))
-        # One person a clip: the same proportions in all its frames.
+        # A clip shows one person: proportions are the same in all frames.
         directions = Directions(torch.cat(fingers), torch.cat(thumb))
         return build(directions, g, self.data.variation, people=n).unflatten(0, (n, t))
 
     def _errors(self, time: Tensor, step: Tensor, counted: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
-        """Errors ``(B, T, 14, 3)`` in the palm's frame, of one method or a mean of two a clip, and their mean size ``(B,)``."""
+        """Errors ``(B, T, 14, 3)`` in the palm's frame, of one method or the mean of two for each clip, and their mean size
+        ``(B,)``."""
         b, t, frames = self.batch_size, self.config.length, len(self.bank.local)
         centre = time.mean(-1, keepdim=True)  # [B, 6, 1]
         span = (step.abs() * (t - 1) / 2).view(-1, 1, 1)
@@ -250,7 +251,7 @@ class ClipStream(Dataset):
         return noise
 
     def _glitches(self, predicted: Tensor, g: Generator) -> Tensor:
-        """Single frames, or two, where a joint or a finger of ``predicted`` is somewhere else."""
+        """``predicted`` with joints or fingers that are elsewhere in one or two consecutive frames."""
         b, t = predicted.shape[:2]
         on = (torch.rand(b, 1, 1, generator=g) < self.config.glitch) & (torch.rand(b, t, 1, generator=g) < 0.04)
         on = on | (on.roll(1, 1) & (torch.rand(b, t, 1, generator=g) < 0.5))
@@ -280,7 +281,7 @@ class ClipStream(Dataset):
 
 
 def catmull_rom(values: object, at: Tensor, count: int) -> Tensor:
-    """Cubic interpolation of ``values(frame)`` at real frames ``at``; the ends repeat."""
+    """Catmull-Rom interpolation of ``values(frame)`` at fractional frames ``at``; the end values repeat."""
     low = at.floor().clamp(0, count - 2)
     s = (at - low).clamp(0, 1).unsqueeze(-1)
     low = low.long()

@@ -1,4 +1,4 @@
-"""A statistical model of estimators' errors, fitted to subject 1's: what the demo's sample is generated with."""
+"""A statistical model of estimators' errors, fitted to those on subject 1; it generates the errors of the demo's sample."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The frozen encoder's maps of a set of images, computed once (thesis, section 4.3.1), in files that are mapped into memory.
+"""The frozen encoder's feature maps of a set of images, computed once (thesis, section 4.3.1) and stored in memory-mapped
+files.
 
-What is cached is what is frozen: the four stages, in float16; 3.75 MiB an image of 256 x 256. Augmented images are cached as
-so many images. A header says which encoder and which images made them: others are refused.
+The cache holds the maps of the four frozen stages in float16, 3.75 MiB for an image of 256 x 256. Each augmentation of an image
+counts as an image. A header identifies the encoder and the images; a cache of others is refused.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ import torch
 from torch import Tensor
 
 from jointbert.models.estimator import HandPoseEstimator
-from training.data.batches import Batch, ImageSet
+from training.data.batches import ImageBatch, ImageSet
 from training.data.images import HandImages
 
 CHUNK = 32
-"""Images that the encoder sees at a time; progress is written after each chunk."""
+"""Images in a pass of the encoder; progress is written after each chunk."""
 SPARE_BYTES = 1 << 30
-"""Left free on the disk."""
+"""Disk space that has to remain free."""
 
 
 class FeatureCache:
     """Cached maps as an :class:`ImageSet`.
 
     Raises:
-        ValueError: no cache, one that is not finished, or that of another encoder or other images.
+        ValueError: there is no cache, or it is not finished, or it is of another encoder or other images.
     """
 
     def __init__(self, folder: str | Path, model: HandPoseEstimator, images_id: str) -> None:
@@ -47,7 +48,7 @@ class FeatureCache:
     def __len__(self) -> int:
         return self.count
 
-    def take(self, rows: list[int]) -> Batch:
+    def take(self, rows: list[int]) -> ImageBatch:
         """Rows of the cache, in float32."""
 
         def read(name: str) -> Tensor:
@@ -55,11 +56,11 @@ class FeatureCache:
             return torch.from_numpy(values) if values.dtype == bool else torch.from_numpy(values.astype(np.float32))
 
         maps = [read(name) for name in self.arrays if name.startswith("map")]
-        return Batch(HandImages(*(read(name) for name in HandImages._fields)), tuple(maps))
+        return ImageBatch(HandImages(*(read(name) for name in HandImages._fields)), tuple(maps))
 
 
 def encoder_hash(model: HandPoseEstimator) -> str:
-    """Of the encoder's weights."""
+    """Hash of the encoder's architecture and weights."""
     digest = hashlib.sha256(model.config.backbone.encode())
     for name, tensor in sorted(model.encoder.state_dict().items()):
         digest.update(name.encode())
@@ -69,10 +70,10 @@ def encoder_hash(model: HandPoseEstimator) -> str:
 
 @torch.inference_mode()
 def build_cache(folder: str | Path, model: HandPoseEstimator, images: ImageSet, images_id: str) -> None:
-    """Makes the cache, or goes on where it stopped; on the device that the model is on.
+    """Builds the cache on the model's device; resumes an interrupted run.
 
     Raises:
-        ValueError: an encoder that has learned nothing; a cache of something else in that folder. OSError: too little space.
+        ValueError: the encoder is not trained, or the folder holds another cache. OSError: too little disk space.
     """
     folder = Path(folder)
     if not model.encoder.trained:
@@ -114,11 +115,11 @@ def build_cache(folder: str | Path, model: HandPoseEstimator, images: ImageSet, 
             arrays[name][rows[0] : rows[-1] + 1] = value.cpu().numpy()
             arrays[name].flush()
         header["done"] += len(rows)
-        _write_header(folder, header)  # after the rows: what it counts is there
+        _write_header(folder, header)  # after the rows, so that every counted row is complete
 
 
 def size_of(header: dict[str, object]) -> int:
-    """Bytes of a cache."""
+    """Size of a cache in bytes."""
     shapes, types, count = header["shapes"], header["types"], header["count"]
     assert isinstance(shapes, dict)
     assert isinstance(types, dict)

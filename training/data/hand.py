@@ -1,9 +1,9 @@
-"""A procedural hand in the 14 joints: bone directions from joint angles within limits, sizes from a child's to a large adult's.
+"""A procedural hand of 14 joints: bone directions from joint angles within limits, sizes from a child's to a large adult's.
 
 Everything is in the palm's frame: origin at the palm joint, y from the wrist's middle to the palm, x from wrist side a to
-wrist side b (b is the thumb's), z out of the palm, the side to which the fingers curl (right hand). Rest lengths and the
-places of the finger roots were fitted once to the NYU ground truth of subject 1 (least-squares spheres through each finger's
-mid joint in the palm's frame); they are those of that subject, palm to wrist 81 mm.
+wrist side b (b is the thumb's), z out of the palm, the side to which the fingers curl (right hand). Rest lengths and positions
+of the finger roots are those of subject 1 of NYU's ground truth (palm to wrist 81 mm), found by least-squares spheres through
+each finger's mid joint in the palm's frame.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 ROOTS_MM = torch.tensor([[-33.0, 30, 9], [-14, 34, 5], [3, 33, 5], [21, 31, 6], [17, -52, 22]])
-"""Where pinky, ring, middle, index (knuckles) and thumb (saddle joint) begin."""
+"""Roots of pinky, ring, middle, index (knuckles) and thumb (saddle joint)."""
 LENGTHS_MM = torch.tensor([[33.0, 42.8], [41, 50], [49, 56.5], [46, 50.9]])
 """Root to mid and mid to tip of pinky, ring, middle, index; the thumb's are root to base, base to mid, mid to tip."""
 THUMB_LENGTHS_MM = torch.tensor([55.4, 48.9, 24.6])
@@ -25,7 +25,7 @@ PALM_LENGTH_MM = 81.3
 
 @dataclass(frozen=True)
 class Directions:
-    """Unit bone directions in the palm's frame: all that a pose is, without sizes."""
+    """Unit bone directions in the palm's frame: a pose without sizes."""
 
     fingers: Tensor  # [B, 4, 2, 3]: root to mid, mid to tip of pinky, ring, middle, index
     thumb: Tensor  # [B, 3, 3]: root to base, base to mid, mid to tip
@@ -45,7 +45,7 @@ def log_uniform(shape: tuple[int, ...], low: float, high: float, g: Generator) -
 
 
 def rotations(n: int, g: Generator) -> Tensor:
-    """``(n, 3, 3)`` rotations, uniform over all (normalised Gaussian quaternions)."""
+    """``(n, 3, 3)`` uniformly distributed rotations (normalised Gaussian quaternions)."""
     w, x, y, z = torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=-1).unbind(-1)
     rows = [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)]
     rows += [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)]
@@ -80,16 +80,16 @@ def sample_directions(n: int, g: Generator) -> Directions:
     deg = torch.pi / 180
     shared = torch.rand(n, 1, generator=g)
     alone = torch.rand(n, 4, generator=g)
-    mix = rand((n, 1), 0, 1, g)  # from one fist of four to four fingers on their own
+    mix = rand((n, 1), 0, 1, g)  # 1: all four fingers curl alike; 0: independently
     curl = mix * shared + (1 - mix) * alone
     knuckle = (-25 + 115 * (curl * rand((n, 4), 0.5, 1.15, g)).clamp(0, 1)) * deg
     second = (105 * (curl * rand((n, 4), 0.3, 1.4, g) - 0.1).clamp(0, 1)) * deg
-    last = second * rand((n, 4), 0.1, 0.45, g)  # folded into mid to tip: the middle of the two last bones' bend
+    last = second * rand((n, 4), 0.1, 0.45, g)  # the last two bones are one bone from mid to tip
     rest = torch.tensor([-30.0, -12, 1, 17]) * deg
     spread = rest * rand((n, 1), -0.2, 1.4, g) + rand((n, 4), -9, 9, g) * deg
     spread = spread * (1 - 0.7 * (knuckle / (90 * deg)).clamp(0, 1))
 
-    def bone(flexion: Tensor) -> Tensor:  # flexion in the finger's own plane, then turned by its spread about z
+    def bone(flexion: Tensor) -> Tensor:  # flexion in the finger's plane, then rotation by the spread about z
         along, out = flexion.cos(), flexion.sin()
         return torch.stack([along * spread.sin(), along * spread.cos(), out], -1)
 
@@ -98,7 +98,7 @@ def sample_directions(n: int, g: Generator) -> Directions:
     normalise = torch.nn.functional.normalize
     base = normalise(torch.tensor([0.74, 0.57, 0.15]) + 0.28 * torch.randn(n, 3, generator=g), dim=-1)
     middle = normalise(base + torch.tensor([-0.15, 0.45, 0.15]) + 0.35 * torch.randn(n, 3, generator=g), dim=-1)
-    # The last bone bends in one plane only, away from its predecessor toward the palm.
+    # The last bone bends in one plane, toward the palm.
     toward = normalise(torch.tensor([-0.7, 0.3, 0.35]) + 0.3 * torch.randn(n, 3, generator=g), dim=-1)
     toward = normalise(toward - (toward * middle).sum(-1, keepdim=True) * middle, dim=-1)
     bend = (80 * torch.rand(n, 1, generator=g) ** 1.5 - 10) * deg
@@ -120,11 +120,11 @@ def build_with_roots(
     directions: Directions, g: Generator, variation: float = 0.06, people: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """``(B, 14, 3)`` joints in the palm's frame, millimetres, at the rest size, with each person's own proportions; and
-    ``(B, 5, 3)`` where the fingers begin.
+    the fingers' roots ``(B, 5, 3)``.
 
     Args:
         variation: standard deviation of every length and of the roots' places, as a fraction.
-        people: so many, with as many poses in a row each; B without it.
+        people: number of people, each with the same number of consecutive poses; default: B.
     """
     n = len(directions.fingers)
     people = people or n

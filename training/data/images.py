@@ -1,4 +1,4 @@
-"""What the estimator is trained on: batches of crops with their joints, rendered or NYU's."""
+"""Batches of crops with their joints, which train the estimator: rendered hands or NYU's images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class HandImages(NamedTuple):
 
     crops: Tensor  # [B, 1, S, S]: depth in half-cubes
     joints: Tensor  # [B, 14, 3]: true, in the camera frame, mm
-    visible: Tensor  # [B, 14] bool; True where it is not known
+    visible: Tensor  # [B, 14] bool; True where visibility is not known
     centres: Tensor  # [B, 3]
     camera: Tensor  # [B, 4]
     cube_mm: Tensor  # [B]
@@ -28,7 +28,7 @@ class HandImages(NamedTuple):
 
     @property
     def crop(self) -> Crop:
-        """Where the crops come from."""
+        """The windows of the crops in the camera's image."""
         return Crop.around(self.centres, self.camera, self.cube_mm, self.crops.shape[-1], self.angle)
 
 
@@ -39,20 +39,20 @@ class RenderConfig:
     occluders: float = 0.25
     """Share of images with a rod in front of the hand."""
     noise_mm: float = 1.5
-    """Of the depth, at 700 mm."""
+    """Standard deviation of the depth noise at 700 mm."""
     holes: float = 0.5
     """Share of images with a hole."""
     centre_mm: float = 15.0
-    """A crop's centre is so far from the joints' mean, at most, along each axis."""
+    """Largest distance of a crop's centre from the joints' mean along each axis."""
     cube: tuple[float, float] = (0.95, 1.1)
-    """Side of the cube, over the estimator's."""
+    """Range of the cube's side, relative to the estimator's."""
 
 
 class RenderedHands(Dataset[HandImages]):
-    """Batches of rendered hands without end; batch ``offset + index`` is the same whenever it is asked for.
+    """Batches of rendered hands; batch ``offset + index`` is always the same.
 
     Args:
-        size, cube_mm: of the crops. length: batches of an epoch.
+        size, cube_mm: pixels and cube of a crop. length: batches per epoch.
     """
 
     def __init__(self, config: RenderConfig, size: int, cube_mm: float, batch_size: int, length: int, seed: int) -> None:
@@ -83,6 +83,6 @@ class RenderedHands(Dataset[HandImages]):
 
 
 def intrinsics(crop: Crop) -> Tensor:
-    """``(B, 4)`` fx, fy, cx, cy of the camera that would take a crop that is not turned."""
+    """``(B, 4)`` fx, fy, cx, cy of a camera whose image is the crop, for crops without rotation."""
     focal = crop.camera[:, :2] / crop.scale
     return torch.cat([focal, (crop.camera[:, 2:] - crop.middle) / crop.scale + (crop.size - 1) / 2], 1)

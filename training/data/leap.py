@@ -1,7 +1,7 @@
 """Articulations of the Leap Motion recordings (leapjs-playback, Apache-2.0), as bone directions for the procedural hand.
 
-Only directions are taken: the tracker's bone lengths are its own model's. Its 26 slots are the palm's centre, then for thumb,
-index, middle, ring and pinky: carp, metacarpophalangeal, proximal, distal, tip.
+Only directions are read, because the bone lengths are those of the tracker's model. The 26 points of a frame are the palm's
+centre, then carp, metacarpophalangeal, proximal, distal and tip of thumb, index, middle, ring and pinky.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from training.data.hand import ROOTS_MM, Directions
 
 DUPLICATES = ("hand-splay_19738c", "waiting_aa9e75")
-"""Recordings that stand there under another name, too."""
+"""Recordings that are in the archive under another name, too."""
 
 
 def read_leap(path: str | Path, stride: int = 2) -> Directions:
@@ -25,7 +25,7 @@ def read_leap(path: str | Path, stride: int = 2) -> Directions:
 
 
 def read_recordings(path: str | Path, stride: int = 1) -> list[Directions]:
-    """The same, recording by recording; frames that can't be read are left out."""
+    """The bone directions of each recording; frames with missing points are left out."""
     archive = np.load(path)
     names = [name for name in archive.files if not name.endswith("__type") and name not in DUPLICATES]
     return [_directions(archive[name][::stride], archive[f"{name}__type"][::stride]) for name in names]
@@ -35,7 +35,7 @@ def _directions(frames: np.ndarray, sides: np.ndarray) -> Directions:
     """Bone directions of one recording.
 
     The palm's frame comes from the four knuckles and the palm's centre, fitted by a rotation (Kabsch) to the rest hand's
-    knuckles: the recordings have no wrist sides.
+    knuckles, because the recordings have no wrist sides.
     """
     joints = torch.from_numpy(frames).double()
     joints[torch.from_numpy(sides == "left"), :, 0] *= -1

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from jointbert.camera import NYU
-from jointbert.evaluation.textformat import read_joints
+from jointbert.inputs.textformat import read_joints
 
 TRAINING = slice(0, 2440)
-"""Subject 1: the only frames that training may see."""
+"""Subject 1: the only frames that are used for training."""
 VALIDATION = slice(2440, 4376)
-"""Subject 2: model selection, never training."""
+"""Subject 2: used for model selection, never for training."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The NYU Hand Pose data set's own images (Tompson et al., ACM TOG 2014): ``joint_data.mat`` and ``depth_1_0000001.png`` on.
+"""Images of the NYU Hand Pose data set (Tompson et al., ACM TOG 2014): ``joint_data.mat`` and ``depth_1_0000001.png``, ...
 
 Annotations are those of camera 1, y up in ``joint_xyz``.
 """
@@ -16,29 +16,29 @@ from torch import Generator
 from torch.utils.data import Dataset
 
 from jointbert.camera import NYU
-from jointbert.images import centre_of_mass, read_depth
+from jointbert.inputs.images import centre_of_mass, read_depth
 from jointbert.models.crop import Crop
-from jointbert.skeleton import NYU36_INDICES
+from jointbert.skeletons import NYU14
 from training.data.hand import rand
 from training.data.images import HandImages
 
 CUBE_MM = 300.0
 SUBJECT2, SUBJECT2_CUBE = 2440, 250 / 300
-"""Test frames from there on are of a smaller hand, whose cube is smaller, too."""
+"""Test frames from here on show a smaller hand, which gets a smaller cube."""
 JOINTS = 36
-"""Annotated; 14 of them are the protocol's."""
+"""Annotated joints, of which the protocol uses 14."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes in 3D of a training image: they act on the crop, so the joints need none."""
+    """Augmentation in 3D. It acts on the crop's window, so that the joints do not change."""
 
     angle: float = 180.0
-    """Turned about the line of sight by up to so many degrees."""
+    """Largest rotation about the line of sight, degrees."""
     scale: float = 0.1
-    """The cube's side changes by up to this fraction."""
+    """Largest change of the cube's side, as a fraction."""
     shift_mm: float = 10.0
-    """The centre moves by up to so much along each axis."""
+    """Largest shift of the centre along each axis."""
 
 
 class NyuImages(Dataset[HandImages]):
@@ -52,7 +52,7 @@ class NyuImages(Dataset[HandImages]):
         test: two cubes, by subject. cube_mm: the first subject's.
 
     Raises:
-        ValueError: a file that is not what it should be, centres of another number. OSError: a file is missing.
+        ValueError: a file has other contents, or another number of centres. OSError: a file is missing.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class NyuImages(Dataset[HandImages]):
         self.centres = None if centres is None else _read_centres(Path(centres), centre_format, len(self.joints))
 
     def digest(self) -> str:
-        """Of the annotations and the centres."""
+        """Hash of the annotations and the centres."""
         digest = hashlib.sha256(self.joints.tobytes())
         if self.centres is not None:
             digest.update(np.ascontiguousarray(self.centres).tobytes())
@@ -123,7 +123,7 @@ def read_annotations(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: can't be read ({error})") from None
     if joints.ndim != 4 or joints.shape[2:] != (JOINTS, 3):
         raise ValueError(f"{path}: joint_xyz has the shape {joints.shape}; expected (cameras, frames, {JOINTS}, 3)")
-    return joints[0][:, NYU36_INDICES] * np.array([1, -1, 1], np.float32)
+    return joints[0][:, NYU14.indices["nyu36"]] * np.array([1, -1, 1], np.float32)
 
 
 def _read_centres(path: Path, kind: str, frames: int) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""Depth images of the procedural hand: capsules, ray by ray in closed form, with self-occlusion, occluders, a sensor's faults.
+"""Depth images of the procedural hand: ray-traced capsules with self-occlusion, occluders and sensor noise.
 
-A capsule is a cylinder with half a sphere at either end. Rays are those of pixels' centres, with z = 1, so that a ray's
-parameter is the depth. Only pixels within a capsule's outline are looked at, for all capsules of a batch at once.
+A capsule is a cylinder with a hemisphere at each end; its intersection with a ray has a closed form. Rays go through the
+pixels' centres and have z = 1, so that a ray's parameter is the depth. Only pixels within a capsule's outline are computed, for
+all capsules of a batch at once.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ FOREARM_MM = 150.0
 
 @dataclass(frozen=True)
 class Capsules:
-    """A batch of scenes in the camera frame, millimetres; a radius of 0 is no capsule."""
+    """A batch of scenes in the camera frame, millimetres; capsules with radius 0 are ignored."""
 
     a: Tensor  # [B, N, 3]
     b: Tensor  # [B, N, 3]
     radius: Tensor  # [B, N]
 
     def and_(self, other: Capsules) -> Capsules:
-        """Both."""
+        """The capsules of both scenes."""
         pairs = ((self.a, other.a), (self.b, other.b), (self.radius, other.radius))
         return Capsules(*(torch.cat(pair, 1) for pair in pairs))
 

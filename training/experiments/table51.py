@@ -5,7 +5,7 @@
 On one frozen encoder, whose features of a set of images are computed once, and for each of several seeds: an AWR head, no
 refiner, a refiner that was not pre-trained, a pre-trained one; all after the same pre-training of the hourglass. The last two
 again without that pre-training make the thesis's 2 x 2. Each row is trained for as many steps, and measured on images that no
-training saw: mean joint error before and after refinement, of joints that the camera sees and of hidden ones (rendered hands
+training saw: MPJPE before and after refinement, of visible and of occluded joints (rendered hands
 know), how well the confidence tells them apart (area under the ROC curve), and the first epoch within 10 % of the best row's
 validation error. Goes on where it stopped, and refuses to with another experiment, encoder or options.
 """
@@ -88,7 +88,7 @@ def pretrain_refiner(config: RefinerConfig, steps: int, noise_mm: float, seed: i
 def run_row(
     experiment: EstimatorExperiment, row: Row, encoder: Path, cache: Path, out: Path, parts: Path, threads: int
 ) -> None:
-    """Trains one row, or goes on."""
+    """Trains one row, or resumes it."""
     head = "awr" if row.head == "awr" else "linear"
     model_config = replace(experiment.model, head=head, refiner=experiment.model.refiner if row.refiner else None)  # type: ignore[arg-type]
     experiment = replace(experiment, model=model_config)
@@ -99,12 +99,12 @@ def run_row(
 
 
 def curve(folder: Path) -> list[float]:
-    """Validation errors of a run, epoch by epoch."""
+    """Validation errors of a run by epoch."""
     import csv
 
     by_epoch = {}
     starts = sorted((folder / "csv").glob("version_*"), key=lambda path: int(path.name.removeprefix("version_")))
-    for start in starts:  # a run that was resumed began several times
+    for start in starts:  # a resumed run has one folder for each start
         with open(start / "metrics.csv", encoding="utf-8") as file:
             by_epoch |= {
                 int(row["epoch"]): float(row["val/after_mm"]) for row in csv.DictReader(file) if row.get("val/after_mm")
@@ -113,29 +113,31 @@ def curve(folder: Path) -> list[float]:
 
 
 def figures(model: HandPoseEstimator, experiment: EstimatorExperiment, folder: Path) -> dict[str, float]:
-    """What the table says of a row."""
+    """The figures of a row of the table."""
     found = measure(model, test_set(experiment.data, experiment.model), experiment.loss.blob)
-    hidden = ~found.visible
+    occluded = ~found.visible
     result = {"before_mm": mean(found.before), "after_mm": mean(found.after), "best_validation_mm": min(curve(folder))}
-    if hidden.any():
-        for name, rows in (("visible", found.visible), ("hidden", hidden)):
+    if occluded.any():
+        for name, rows in (("visible", found.visible), ("hidden", occluded)):
             result |= {f"before_{name}_mm": mean(found.before[rows]), f"after_{name}_mm": mean(found.after[rows])}
-        result["auc"] = area_under_roc(1 - found.confidence.flatten().numpy(), hidden.flatten().numpy())
+        result["auc"] = area_under_roc(1 - found.confidence.flatten().numpy(), occluded.flatten().numpy())
     return result
 
 
 def mean(values: Tensor) -> float:
-    """As a number."""
+    """Mean as a Python number."""
     return float(values.mean())
 
 
 def main(
-    config: Annotated[Path, typer.Option(help="Experiment, with a number of images that stay.", exists=True, dir_okay=False)],
+    config: Annotated[Path, typer.Option(help="Experiment with a fixed set of images.", exists=True, dir_okay=False)],
     encoder: Annotated[Path, typer.Option(help="An estimator whose encoder is trained.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="Folder for runs and results.", file_okay=False)],
-    seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
-    refiner_steps: Annotated[int, typer.Option(help="Of the refiner's pre-training.", min=20)] = 2000,
-    noise_mm: Annotated[float, typer.Option(help="Standard deviation of its noise.", min=0)] = 10.0,
+    seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0,1,2",
+    refiner_steps: Annotated[int, typer.Option(help="Steps of the refiner's pre-training.", min=20)] = 2000,
+    noise_mm: Annotated[
+        float, typer.Option(help="Standard deviation of the noise in the refiner's pre-training.", min=0)
+    ] = 10.0,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
 ) -> None:
     """Train every row for every seed, and print the table."""
@@ -210,10 +212,10 @@ def earlier(file: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def same_as_before(file: Path, asked: dict[str, Any], results: bool) -> None:
-    """Keeps what a folder's runs and results belong to.
+    """Writes a folder's experiment, encoder and options, or checks them against an earlier run's.
 
     Raises:
-        ValueError: they belong to something else, or nobody knows to what.
+        ValueError: the folder holds results of others, or of unknown ones.
     """
     text = json.dumps(asked, indent=1, sort_keys=True) + "\n"
     if file.is_file() or results:
@@ -227,14 +229,14 @@ def same_as_before(file: Path, asked: dict[str, Any], results: bool) -> None:
 
 
 def folder_of(parts: Path, name: str) -> Path:
-    """A row's."""
+    """Folder of a row."""
     return parts / name.replace(", ", "-").replace(" ", "-")
 
 
 def print_table(results: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Means over the seeds, and half the range."""
+    """Prints means over the seeds and half their range."""
     columns = {"before_mm": "before", "after_mm": "after", "before_visible_mm": "visible", "after_visible_mm": "after"}
-    columns |= {"before_hidden_mm": "hidden", "after_hidden_mm": "after", "auc": "AUC", "epochs_to_goal": "epochs"}
+    columns |= {"before_hidden_mm": "occluded", "after_hidden_mm": "after", "auc": "AUC", "epochs_to_goal": "epochs"}
     print(f"{'mm':46s}" + "".join(f"{c:>14s}" for c in columns.values()) + f"{'thesis':>8s}")
     for name, by_seed in results.items():
         cells = ""

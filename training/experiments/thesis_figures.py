@@ -2,8 +2,8 @@
 
     python -m training.experiments.thesis_figures --config C --estimator runs/all/estimator.safetensors --out figures
 
-On images that no training saw. Prints the mean errors, of visible and hidden joints where both are known, and where the
-refiner's joints look, by layer.
+The images were not used for training. Prints the mean errors, of visible and occluded joints where both are known, and the
+refiner's attention by layer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BEFORE, AFTER = "before refinement", "after"
 
 
 def seen_by(model: HandPoseEstimator) -> tuple[object, ...]:
-    """What its crops are."""
+    """Properties of the crops that the estimator takes."""
     return model.config.image, model.config.size, model.config.cube_mm
 
 
@@ -47,7 +47,7 @@ def mean_attention(model: HandPoseEstimator, images: ImageSet) -> np.ndarray:
 
 @torch.inference_mode()
 def draw_samples(model: HandPoseEstimator, images: ImageSet, count: int, out: Path) -> None:
-    """The first images with their skeletons and heatmaps."""
+    """Draws the first images with their skeletons and heatmaps."""
     seen = images.take(list(range(min(count, len(images))))).images
     dense = model.dense(seen.crops)
     refined, _ = model.refine(model.to_xyz(dense.joints, seen.crop), dense.joints.confidence.float())
@@ -92,7 +92,7 @@ def main(
         errors[AFTER] = found.after.numpy()
     visible = found.visible.numpy()
     for name, values in errors.items():
-        where = "" if visible.all() else f" (visible {values[visible].mean():.2f}, hidden {values[~visible].mean():.2f})"
+        where = "" if visible.all() else f" (visible {values[visible].mean():.2f}, occluded {values[~visible].mean():.2f})"
         print(f"{name}: {values.mean():.2f} mm{where}, {len(values)} images")
     save_joint_errors(out / "joint-errors.png", errors)
     draw_samples(model, images, samples, out)

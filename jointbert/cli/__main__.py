@@ -1,0 +1,5 @@
+"""``python -m jointbert.cli``."""
+
+from jointbert.cli import main
+
+main()

@@ -1,0 +1,229 @@
+"""The refiner on NVIDIA GPUs (``csrc/cuda/refiner``): weights on each GPU, launches, recorded graphs for NumPy arrays."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+from jointbert.contract import Batch, Refinement, Result, Weights
+from jointbert.contract.layout import NUM_JOINTS
+from jointbert.cuda.arrays import DeviceArray, Library
+from jointbert.cuda.graph_session import GraphSession
+from jointbert.cuda.module import call, load_module
+from jointbert.inputs.poses import RefineOptions
+from jointbert.runtimes.cuda.packing import PRECISIONS, KernelSizes, pack
+from jointbert.runtimes.cuda.poses import DeviceBatch, DeviceResult
+from jointbert.runtimes.cuda.user_arrays import refine_arrays
+
+
+class CudaBackend:
+    """Runs the refiner on GPUs, in one launch a batch; the result is the same alone or in a batch, bit for bit.
+
+    Args:
+        weights: any number of layers; the other sizes are the thesis's, which the kernels are compiled for.
+        threads: not used.
+        precision: of the weights and the products' factors, ``"f16"`` or ``"bf16"``; sums are float32, poses are encoded and
+            decoded in float64.
+        device: the GPU for NumPy arrays; arrays on a GPU stay on theirs.
+
+    Raises:
+        ImportError: an installation without GPU kernels. RuntimeError: no GPU. ValueError: another precision, weights of other
+            sizes, or that a precision can't hold; when a GPU is first used, a precision that it does not multiply.
+    """
+
+    name = "cuda"
+    detail = ""
+    measured_sizes: tuple[int, ...] = tuple(1 << k for k in range(13))
+    """Numbers of poses for which the kernel's variants are timed when a GPU gets the weights: a tenth of a second by
+    the latency model, after which the fastest is taken. All variants give the same bits."""
+    _most_rows = 1024
+    _most_sessions = 8
+
+    def __init__(self, weights: Weights, threads: int = 1, precision: str = "f16", device: int = 0) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: got {precision!r}; expected one of {', '.join(map(repr, PRECISIONS))}")
+        self._module = load_module()
+        count, missing = self._module.devices()
+        if not count:
+            raise RuntimeError(f"backend 'cuda' needs a GPU: {missing}")
+        if isinstance(device, bool) or not isinstance(device, int):
+            raise TypeError(f"device: got {type(device).__name__}; expected a GPU's number")
+        if not 0 <= device < count:
+            raise ValueError(f"device: got {device}; expected a GPU's number, 0 to {count - 1} here")
+        self._process = os.getpid()
+        self._packed = pack(weights, precision, KernelSizes.of(self._module))
+        self.layers, self.precision, self.device = weights.sizes["layers"], precision, device
+        self._refiners: dict[int, Any] = {}
+        self._sessions: OrderedDict[tuple[Any, ...], GraphSession] = OrderedDict()
+        self._lock = RLock()
+
+    def refiner(self, device: int) -> Any:
+        """``_cuda.Refiner`` on a device, which holds the weights there; made and measured when it is first asked for.
+
+        Raises:
+            RuntimeError: what CUDA says. ValueError: ``bf16`` on a GPU before compute capability 8.0.
+        """
+        with self._lock:
+            if device not in self._refiners:
+                ends, chunks = (x.reshape(-1).view(np.uint8) for x in self._packed)
+                code = self._module.PRECISIONS[self.precision]
+                made = call(self._module.Refiner, ends, chunks, self.layers, code, device)
+                call(made.measure, self.measured_sizes)
+                self._refiners[device] = made
+            return self._refiners[device]
+
+    def enqueue(self, batch: DeviceBatch, out: DeviceResult, stream: int, variant: int = -1) -> None:
+        """Enqueues one launch on a stream and waits for nothing.
+
+        ``variant``: 0 clusters, 1 a cooperative grid, 2 tiles (``csrc/cuda/refiner.h``); -1: what measured fastest.
+
+        Raises:
+            RuntimeError: what CUDA says of the launch. ValueError: a variant that this GPU does not run; as :meth:`refiner`.
+        """
+
+        self.check_process()
+
+        def address(array: object) -> int:
+            return array.address if isinstance(array, DeviceArray) else 0
+
+        call(
+            self.refiner(batch.joints.device).run,
+            batch.joints.address,
+            self._module.NUMBERS[batch.joints.dtype],
+            batch.joints.shape[0],
+            batch.permutation.tolist(),
+            batch.mm_per_unit,
+            batch.mirror is True,
+            *map(address, (batch.mirror, batch.visible, batch.confidence, batch.error_mm)),
+            batch.error_mm if isinstance(batch.error_mm, float) else np.nan,
+            *map(address, (out.joints, out.sigma, out.status, out.size_mm, out.chirality)),
+            stream,
+            variant,
+        )
+
+    def run_on_device(self, batch: DeviceBatch, library: Library, leading: tuple[int, ...], checks: bool) -> DeviceResult:
+        """Refines poses where they are, on their library's stream; results have the ``leading`` dimensions of the input.
+        ``checks``: with what the checks look at.
+
+        Raises:
+            RuntimeError, ValueError: as :meth:`enqueue`.
+        """
+        count = batch.joints.shape[0]
+        out = DeviceResult(
+            joints=library.empty((*leading, NUM_JOINTS, 3), batch.joints.dtype),
+            sigma=library.empty((*leading, NUM_JOINTS), "float32"),
+            status=library.empty(leading, "uint8"),
+            size_mm=library.empty((count,), "float32") if checks else None,
+            chirality=library.empty((count,), "float32") if checks else None,
+        )
+        if count:
+            try:
+                self.enqueue(batch, out, library.stream)
+            finally:
+                library.enqueued()
+        return out
+
+    def refine_arrays(self, joints: Any, options: RefineOptions) -> Refinement:
+        """Refines an array of any library on a GPU: see :func:`jointbert.runtimes.cuda.user_arrays.refine_arrays`."""
+        return refine_arrays(self, joints, options)
+
+    def to_host(self, array: DeviceArray, stream: int) -> np.ndarray:
+        """A copy in NumPy; waits for the stream."""
+        out = np.empty(array.shape, array.dtype)
+        if out.size:
+            call(self._module.copy, out.ctypes.data, array.address, out.nbytes, array.device, stream)
+            call(self._module.synchronize, stream, array.device)
+        return out
+
+    def run(self, batch: Batch) -> Result:
+        """Refines poses in the host's memory, ``(N, 14, 3)``: one graph launch for up to 1024; see
+        :class:`jointbert.contract.Backend`.
+
+        Raises:
+            RuntimeError, ValueError: as :meth:`enqueue`.
+        """
+        self.check_process()
+        count = len(batch.joints)
+        parts = [self._replay(batch, slice(i, min(i + self._most_rows, count))) for i in range(0, count, self._most_rows)]
+        if not parts:
+            none = np.empty(0, np.float32)
+            return Result(batch.joints, np.empty((0, NUM_JOINTS), np.float32), np.empty(0, np.uint8), none, none)
+        names = ("joints", "sigma", "status", "size_mm", "chirality")
+        return Result(**{name: np.concatenate([part[name] for part in parts]) for name in names})
+
+    def _replay(self, batch: Batch, rows: slice) -> dict[str, np.ndarray]:
+        count = rows.stop - rows.start
+
+        def part(array: np.ndarray | None, shape: tuple[int, ...], fill: Any, dtype: type) -> np.ndarray:
+            return np.full((count, *shape), fill, dtype) if array is None else array[rows]
+
+        session = self._session(batch)
+        size = min(1 << (count - 1).bit_length(), self._most_rows)
+        if size not in session.batches:
+            self._record(session, batch, size)
+        return session(
+            joints=batch.joints[rows],
+            mirror=part(batch.mirror, (), False, bool),
+            visible=part(batch.visible, (NUM_JOINTS,), True, bool),
+            confidence=part(batch.confidence, (NUM_JOINTS,), np.nan, np.float32),
+            error_mm=part(batch.error_mm, (NUM_JOINTS,), np.nan, np.float32),
+        )
+
+    def _session(self, batch: Batch) -> GraphSession:
+        """The graphs for poses of this type, unit and order, which are part of what was recorded."""
+        key = (batch.joints.dtype.name, batch.mm_per_unit, batch.permutation.tobytes())
+        with self._lock:
+            session = self._sessions.get(key)
+            if session is None:
+                per_joint = (NUM_JOINTS,)
+                session = self._sessions[key] = GraphSession(
+                    inputs={
+                        "joints": ((NUM_JOINTS, 3), batch.joints.dtype.name),
+                        "mirror": ((), "bool"),
+                        "visible": (per_joint, "bool"),
+                        "confidence": (per_joint, "float32"),
+                        "error_mm": (per_joint, "float32"),
+                    },
+                    outputs={
+                        "joints": ((NUM_JOINTS, 3), batch.joints.dtype.name),
+                        "sigma": (per_joint, "float32"),
+                        "status": ((), "uint8"),
+                        "size_mm": ((), "float32"),
+                        "chirality": ((), "float32"),
+                    },
+                    rows=self._most_rows,
+                    device=self.device,
+                )
+            self._sessions.move_to_end(key)
+            while len(self._sessions) > self._most_sessions:
+                self._sessions.popitem(last=False)
+            return session
+
+    def _record(self, session: GraphSession, batch: Batch, size: int) -> None:
+        self.refiner(self.device)  # weights can't be sent to the device within a capture
+
+        def enqueue(rows: int) -> None:
+            at = {name: session.input(name, rows) for name in ("joints", "mirror", "visible", "confidence", "error_mm")}
+            out = {name: session.output(name, rows) for name in ("joints", "sigma", "status", "size_mm", "chirality")}
+            given = DeviceBatch(permutation=batch.permutation, mm_per_unit=batch.mm_per_unit, **at)
+            self.enqueue(given, DeviceResult(**out), session.stream)
+
+        with self._lock:
+            if size not in session.batches:
+                session.capture(enqueue, (size,))
+
+    def check_process(self) -> None:
+        """Before any lock, which a thread may have held that does not exist here.
+
+        Raises:
+            RuntimeError: another process made this one.
+        """
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "backend 'cuda': this process was forked from the one that made it, and CUDA does not follow; start it by "
+                "multiprocessing's 'spawn'"
+            )

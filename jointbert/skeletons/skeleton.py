@@ -1,0 +1,145 @@
+"""A skeleton as a value: what a protocol's joints are called, how bones join them, where the palm is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+Bone = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PalmFrame:
+    """Joints that span the palm's frame: its plane, and the side to which the fingers curl. Indices of joints."""
+
+    across: Bone
+    """From the index finger's side to the little finger's: (end, start)."""
+    up: tuple[tuple[int, ...], tuple[int, ...]]
+    """From the wrist to the fingers: the joints whose mean is the end, and those whose mean is the start."""
+    curl: tuple[Bone, ...]
+    """Along the fingers, from near joints to tips: (tip, near joint). Fingers curl to the palm's side."""
+    thumb: Bone
+    """From the palm to the thumb, which stands to the palm's side, too: (thumb, palm)."""
+
+    @cached_property
+    def joints(self) -> tuple[int, ...]:
+        """All joints that are needed to tell a right hand from a left one."""
+        pairs = (self.across, self.thumb, *self.curl, *self.up)
+        return tuple(sorted({joint for pair in pairs for joint in pair}))
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The joints of a protocol.
+
+    Attributes:
+        name: the protocol's, as in ``order="nyu14"``.
+        names: of the joints, in the canonical order: the order of a skeleton's arrays ``(..., J, 3)``.
+        parents: of each joint, the next one towards the root; -1 for the root.
+        bones: pairs of joints that a drawing joins.
+        rigid_bones: pairs whose distance hardly changes for one person: what a calibration measures.
+        fingers: joints of each finger, tip first, by the finger's name.
+        palm: joints of the rigid part between the fingers and the wrist.
+        palm_frame: the palm's plane and side.
+        anatomy: a sentence on where each joint lies, in the order of ``names``.
+        orders: other orders of the same joints, by name.
+        mirror: factors of x, y, z that turn a left hand into a right one; the joints keep their names.
+        indices: of the joints in other annotations, by the annotation's name.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    parents: tuple[int, ...]
+    bones: tuple[Bone, ...]
+    rigid_bones: tuple[Bone, ...]
+    fingers: Mapping[str, tuple[int, ...]]
+    palm: tuple[int, ...]
+    palm_frame: PalmFrame
+    anatomy: tuple[str, ...]
+    orders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mirror: tuple[float, float, float] = (-1.0, 1.0, 1.0)
+    indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        joints = range(len(self.names))
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"skeleton {self.name!r}: a joint's name stands there twice")
+        for what, values in (("parents", self.parents), ("anatomy", self.anatomy), *self.indices.items()):
+            if len(values) != len(self.names):
+                raise ValueError(f"skeleton {self.name!r}: got {len(values)} {what} for {len(self.names)} joints")
+        if list(self.parents).count(-1) != 1 or not all(parent == -1 or parent in joints for parent in self.parents):
+            raise ValueError(f"skeleton {self.name!r}: expected one root, and joints as parents")
+        groups = (*self.bones, *self.rigid_bones, *self.fingers.values(), self.palm, self.palm_frame.joints)
+        if not all(joint in joints for group in groups for joint in group):
+            raise ValueError(f"skeleton {self.name!r}: a bone, finger or palm names a joint that is not there")
+        for order, names in self.orders.items():
+            if sorted(names) != sorted(self.names):
+                raise ValueError(f"skeleton {self.name!r}: the order {order!r} does not hold each joint once")
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.names))
+
+    @property
+    def num_joints(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def all_orders(self) -> dict[str, tuple[str, ...]]:
+        """Named orders, the canonical one first."""
+        return {self.name: self.names, **self.orders}
+
+    @cached_property
+    def chains(self) -> tuple[tuple[int, ...], ...]:
+        """Each finger as a line of joints, from its tip to the root."""
+        chains = []
+        for finger in self.fingers.values():
+            chain = list(finger)
+            while (parent := self.parents[chain[-1]]) >= 0:
+                chain.append(parent)
+            chains.append(tuple(chain))
+        return tuple(chains)
+
+    def resolve_order(self, order: str | Sequence[str]) -> np.ndarray:
+        """Where each canonical joint stands in ``order``.
+
+        Args:
+            order: a key of :attr:`all_orders`, or the joints' names in the order of the array's second-last axis.
+
+        Returns:
+            ``(J,)`` int32 ``p`` with ``canonical = joints[..., p, :]``; read-only.
+
+        Raises:
+            ValueError: an unknown order or joint name, or not each of the names exactly once.
+            TypeError: ``order`` is neither a string nor a sequence of strings.
+        """
+        count = self.num_joints
+        if isinstance(order, str):
+            if order not in self.all_orders:
+                raise ValueError(
+                    f"order: {order!r} is no named order; expected one of {', '.join(map(repr, self.all_orders))} or "
+                    f"{count} joint names"
+                )
+            return _permutation(self.names, self.all_orders[order])
+        if isinstance(order, (Set, Mapping)) or not isinstance(order, Iterable):  # a set has no order
+            raise TypeError(f"order: got {type(order).__name__}; expected a named order or a sequence of {count} joint names")
+        names = tuple(order)
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"order: got an element of type {type(name).__name__}; expected joint names as strings")
+            if name not in self.names:
+                raise ValueError(f"order: {name!r} is no joint name; expected {', '.join(self.names)}")
+        if sorted(names) != sorted(self.names):
+            missing = [n for n in self.names if n not in names]
+            detail = f"missing {', '.join(missing)}" if missing else "some stand there twice"
+            raise ValueError(f"order: got {len(names)} names; expected each of the {count} joint names exactly once ({detail})")
+        return _permutation(self.names, names)
+
+
+@lru_cache(maxsize=64)
+def _permutation(canonical: tuple[str, ...], names: tuple[str, ...]) -> np.ndarray:
+    permutation = np.array([names.index(name) for name in canonical], dtype=np.int32)
+    permutation.flags.writeable = False  # every call gets the same one
+    return permutation
