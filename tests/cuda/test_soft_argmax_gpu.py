@@ -38,7 +38,9 @@ def heatmaps(poses: int, h: int, w: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize(("poses", "h", "w"), [(1, 64, 64), (256, 64, 64), (3, 128, 128), sanitized(5, 7, 5), (2, 60, 80)])
+@pytest.mark.parametrize(
+    ("poses", "h", "w"), [(1, 64, 64), (256, 64, 64), sanitized(3, 128, 128), sanitized(5, 7, 5), (2, 60, 80)]
+)
 @pytest.mark.parametrize(("mode", "beta", "window"), [("argmax", 1.0, None), ("soft", 100.0, None), ("soft", 10.0, 4)])
 def test_equals_the_reference(
     poses: int, h: int, w: int, last: bool, dtype: torch.dtype, mode: str, beta: float, window: int | None
