@@ -74,13 +74,10 @@ sanitized() {
 sanitized "${tests[@]}" >"$work/native.log" 2>&1 & # beside the next: both are one thread's work
 native=$!
 
-# 6. The GPU's kernels, compiled for the host with the sanitizers, too; skipped where there are no CUDA headers. Every kernel once,
-#    and every type of value: threads as fibers are slow here.
+# 6. The GPU's kernels, compiled for the host with the sanitizers, too; skipped where there are no CUDA headers. The marker
+#    `sanitize` selects small cases, since the emulator is slow here: every kernel and every type of value.
 export JOINTBERT_HOST_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
-sanitized tests/cuda/test_soft_argmax_host.py -k "not dropped and (33-97 or 60-80-False-dtype1 or 7-5 or valid or aligned or (backward and 9-13))"
-sanitized tests/cuda/test_soft_argmax_depth_host.py -k "twins and (19 or 17 or 33) or valid or aligned or anything"
-sanitized tests/cuda/test_refiner_host.py -k "twin or any_type or bfloat16_coordinates or device or (full and 9)"
-sanitized tests/cuda/test_played_gpu.py -k "numpy_in or stay_there or session and not while or capture and not within or heatmaps or graph_keeps"
+sanitized tests/cuda -m sanitize
 status=0
 wait "$native" || status=$?
 cat "$work/native.log"
