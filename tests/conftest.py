@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # Before numpy and torch read it: threads of several workers that wait for each other's cores take many times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+import hypothesis
 import numpy as np
 import pytest
 
@@ -17,6 +22,13 @@ DATA = Path(os.environ.get("JOINTBERT_DATA", Path(__file__).resolve().parents[2]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run tests marked `full`, and others at their full sizes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "sanitize: scripts/sanitize.sh runs it against builds with the sanitizers")
+    hypothesis.settings.register_profile("commit", max_examples=40, deadline=None)
+    hypothesis.settings.register_profile("full", max_examples=400, deadline=None)
+    hypothesis.settings.load_profile("full" if config.getoption("--full") else "commit")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -81,6 +93,17 @@ def sequence_weights(random_weights: Path, tmp_path_factory: pytest.TempPathFact
     tensors["gain"] = np.full(1, 0.7, np.float32)
     metadata = {"layout": SEQUENCE_LAYOUT, "first_stage": fingerprint(load_file(path)), "name": "random"}
     save_file(tensors, path.with_name("both-sequence.safetensors"), metadata | {k: str(v) for k, v in sizes.items()})
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same refiner as an ONNX file, alone in its folder."""
+    pytest.importorskip("onnxscript")
+    from jointbert.export.onnx import export_refiner
+
+    path = tmp_path_factory.mktemp("onnx") / "refiner.onnx"
+    export_refiner(path, random_weights)
     return path
 
 

@@ -1,4 +1,6 @@
-"""Ten thousand malformed inputs: each gives the error, or the warning and status, that the contract names, and nothing else."""
+"""Malformed inputs: each gives the error, or the warning and status, that the contract names, and nothing else."""
+
+# ruff: noqa: PT017  (whether an exception comes is what is asked here)
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ import pytest
 
 from jointbert import JOINT_NAMES, JointbertWarning, Refiner, Status
 
-CASES = 10_000
+pytestmark = pytest.mark.sanitize
+
 Case = tuple[dict[str, Any], str]  # arguments of refine(), and what to expect: an argument's name, "kept" or "refined"
 
 
@@ -73,8 +76,8 @@ def too_few(poses: np.ndarray, rng: np.random.Generator) -> Case:
     joints = frames(poses, rng)
     seen = rng.integers(0, 4)
     bad = [np.nan, np.inf, -np.inf][rng.integers(3)]
-    hidden = rng.permutation(14)[seen:]
-    joints[..., hidden, rng.integers(3)] = bad
+    masked = rng.permutation(14)[seen:]
+    joints[..., masked, rng.integers(3)] = bad
     return {"joints": joints}, "joints"
 
 
@@ -104,8 +107,8 @@ def one_far_joint(poses: np.ndarray, rng: np.random.Generator) -> Case:
 def some_missing(poses: np.ndarray, rng: np.random.Generator) -> Case:
     joints = frames(poses, rng)
     # The palm's triangle and a finger stay: a full-sized hand by any four.
-    hidden = rng.permutation(10)[: rng.integers(0, 9)]
-    joints[..., hidden, :] = np.nan
+    masked = rng.permutation(10)[: rng.integers(0, 9)]
+    joints[..., masked, :] = np.nan
     return {"joints": joints}, "refined"
 
 
@@ -175,12 +178,14 @@ MUTATORS = [
 ]
 
 
-@pytest.mark.parametrize(("backend", "cases"), [("native", CASES), ("torch", CASES // 10)])
-def test_ten_thousand(backend: str, cases: int, random_weights: Path, poses: np.ndarray) -> None:
+@pytest.mark.parametrize(("backend", "cases", "all_cases"), [("native", 2000, 10_000), ("torch", 400, 1000)])
+def test_what_becomes_of_malformed_inputs(
+    backend: str, cases: int, all_cases: int, full: bool, random_weights: Path, poses: np.ndarray
+) -> None:
     if backend == "torch":
         pytest.importorskip("torch")
     refiner = Refiner(random_weights, backend=backend)
-    rng = np.random.default_rng(2026)
+    rng, cases = np.random.default_rng(2026), all_cases if full else cases
     seen = {"error": 0, "kept": 0, "refined": 0}
     for number in range(cases):
         mutator = MUTATORS[number % len(MUTATORS)]

@@ -35,18 +35,28 @@ SMALL["refiner"] = {"layers": 2, "heads": 2, "width": 16, "ffn": 32}
 KINDS: dict[str, dict[str, Any]] = {"linear": {"window": 4}, "awr": {"head": "awr"}, "rgb": {"image": "rgb", "refiner": None}}
 
 
+class Estimators:
+    """A folder with each kind of estimator, all weights at work; ``.onnx`` is exported when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for kind, changes in KINDS.items():
+            torch.manual_seed(0)
+            model = HandPoseEstimator.from_config({**SMALL, **changes}, encoder=None)
+            if model.refiner is not None:
+                torch.nn.init.normal_(model.refiner.head.weight, std=0.1)
+            model.save(folder / f"{kind}.safetensors")
+
+    def __truediv__(self, name: str) -> Path:
+        path = self.folder / name
+        if path.suffix == ".onnx" and not path.exists():
+            export_estimator(path, path.with_suffix(".safetensors"))
+        return path
+
+
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each kind of estimator as ``.safetensors`` and ``.onnx``, all weights at work."""
-    folder = tmp_path_factory.mktemp("estimators")
-    for kind, changes in KINDS.items():
-        torch.manual_seed(0)
-        model = HandPoseEstimator.from_config({**SMALL, **changes}, encoder=None)
-        if model.refiner is not None:
-            torch.nn.init.normal_(model.refiner.head.weight, std=0.1)
-        model.save(folder / f"{kind}.safetensors")
-        export_estimator(folder / f"{kind}.onnx", folder / f"{kind}.safetensors")
-    return folder
+def files(tmp_path_factory: pytest.TempPathFactory) -> Estimators:
+    return Estimators(tmp_path_factory.mktemp("estimators"))
 
 
 def scene(batch: int, h: int = 480, w: int = 640) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +70,7 @@ def scene(batch: int, h: int = 480, w: int = 640) -> tuple[np.ndarray, np.ndarra
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("batch", "h", "w"), [(1, 480, 640), (5, 400, 500)])
-def test_onnx_equals_torch(files: Path, kind: str, batch: int, h: int, w: int) -> None:
+def test_onnx_equals_torch(files: Estimators, kind: str, batch: int, h: int, w: int) -> None:
     """To 1e-3 pixels and 1e-2 mm, whatever the batch and the images' size."""
     images, centres = scene(batch, h, w)
     given = images[:, None].repeat(3, 1) / 1000 if kind == "rgb" else images
@@ -76,12 +86,12 @@ def test_onnx_equals_torch(files: Path, kind: str, batch: int, h: int, w: int) -
         assert np.abs(torch_s.refined - torch_s.joints).max() > 0.1
 
 
-def test_no_images(files: Path) -> None:
+def test_no_images(files: Estimators) -> None:
     found = Estimator(files / "linear.safetensors")(np.zeros((0, 480, 640), np.float32), np.zeros((0, 3)), NYU)
     assert found.refined.shape == (0, 14, 3)
 
 
-def test_it_is_the_module(files: Path) -> None:
+def test_it_is_the_module(files: Estimators) -> None:
     images, centres = scene(2)
     found = Estimator(files / "linear.safetensors")(images[:, None], centres, NYU)
     model = HandPoseEstimator.load(files / "linear.safetensors")
@@ -92,7 +102,7 @@ def test_it_is_the_module(files: Path) -> None:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])
-def test_what_is_narrow(files: Path, precision: str, dtype: torch.dtype) -> None:
+def test_what_is_narrow(files: Estimators, precision: str, dtype: torch.dtype) -> None:
     """Weights of products; no statistics, no depths, and no sums."""
     runtime = TorchEstimator(files / "linear.safetensors", precision=precision)
     narrow = {name for name, value in runtime.model.state_dict().items() if value.dtype == dtype}
@@ -108,7 +118,7 @@ def test_what_is_narrow(files: Path, precision: str, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize(("precision", "heatmap"), [("f16", 2e-3), ("bf16", 2e-2)])
-def test_narrow_precision(files: Path, precision: str, heatmap: float) -> None:
+def test_narrow_precision(files: Estimators, precision: str, heatmap: float) -> None:
     """The network is rounded, geometry is not."""
     images, centres = scene(2)
     found, expected = (Estimator(files / "awr.safetensors", precision=p)(images, centres, NYU) for p in (precision, None))
@@ -122,8 +132,8 @@ def test_narrow_precision(files: Path, precision: str, heatmap: float) -> None:
     np.testing.assert_allclose(found.joints, expected.joints, atol=500 * heatmap)
 
 
-class PlayedGraphs:
-    """Graphs of torch on the host: a replay is the recorded work once more, into the same memory."""
+class EmulatedGraphs:
+    """CUDA graphs of torch, emulated on the host: a replay is the recorded work once more, into the same memory."""
 
     recorded, replayed, eager = 0, 0, 0
 
@@ -157,11 +167,11 @@ class PlayedGraphs:
                 place.copy_(x)
 
 
-def test_one_graph_for_each_shape(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_graph_for_each_shape(files: Estimators, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorded once behind a warm-up, replayed with what is given, forgotten when there are too many."""
     runtime = TorchEstimator(files / "linear.safetensors")
     expected = TorchEstimator(files / "linear.safetensors").run
-    played = PlayedGraphs(monkeypatch, runtime)
+    emulated = EmulatedGraphs(monkeypatch, runtime)
 
     def check(batch: int, shift: float) -> None:
         images, centres = scene(batch)
@@ -173,21 +183,21 @@ def test_one_graph_for_each_shape(files: Path, monkeypatch: pytest.MonkeyPatch) 
 
     for shift in (0, 5, 9):
         check(2, shift)
-    assert (played.recorded, played.replayed, played.eager) == (1, 3, 4)
+    assert (emulated.recorded, emulated.replayed, emulated.eager) == (1, 3, 4)
     for batch in (1, 3, 4, 5, 6, 7, 8):
         check(batch, 0)
     check(2, 3)  # was used last but seven: still there
-    assert (played.recorded, len(runtime._graphs)) == (8, 8)
+    assert (emulated.recorded, len(runtime._graphs)) == (8, 8)
     check(9, 0)
     check(1, 0)
-    assert (played.recorded, len(runtime._graphs)) == (10, 8)
+    assert (emulated.recorded, len(runtime._graphs)) == (10, 8)
     nothing = (torch.zeros(0, 1, 48, 64), torch.zeros(0, 3), torch.zeros(0, 4), torch.zeros(0, dtype=torch.bool))
     assert runtime.replay(*nothing).refined.shape == (0, 14, 3)
-    assert played.recorded == 10
+    assert emulated.recorded == 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_copied_from_python_s_numbers(files: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_copied_from_python_s_numbers(files: Estimators, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is a copy to the GPU from memory that is not pinned: no graph can hold one."""
     runtime = TorchEstimator(files / f"{kind}.safetensors")
     images, centres = scene(2)
@@ -199,7 +209,7 @@ def test_nothing_is_copied_from_python_s_numbers(files: Path, kind: str, monkeyp
     assert runtime.run(*given).refined.shape == (2, 14, 3)
 
 
-def test_another_refiner_may_take_the_place_of_the_network_s(files: Path) -> None:
+def test_another_refiner_may_take_the_place_of_the_network_s(files: Estimators) -> None:
     runtime = TorchEstimator(files / "linear.safetensors")
     runtime._refine = lambda joints, confidence, left: (joints + left.view(-1, 1, 1), confidence * 2)  # type: ignore[assignment]
     images, centres = scene(2)
@@ -210,7 +220,7 @@ def test_another_refiner_may_take_the_place_of_the_network_s(files: Path) -> Non
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_devices_and_precisions_are_named(files: Path) -> None:
+def test_devices_and_precisions_are_named(files: Estimators) -> None:
     torch_file, onnx_file = files / "linear.safetensors", files / "linear.onnx"
     with pytest.raises(ValueError, match="device: got 'gpu'; expected 'cpu' or 'cuda'"):
         Estimator(torch_file, device="gpu")
@@ -223,7 +233,7 @@ def test_devices_and_precisions_are_named(files: Path) -> None:
             Estimator(onnx_file, **given)
 
 
-def test_onnx_needs_no_torch(files: Path) -> None:
+def test_onnx_needs_no_torch(files: Estimators) -> None:
     code = f"""
 import sys
 sys.modules["torch"] = None
@@ -252,13 +262,15 @@ print(Estimator({str(files / "linear.onnx")!r})(depth[None], np.array([[0, 0, 80
         ({"centres": np.array([[0, 0, 0.8], [0.9, 0, 0.8]])}, ValueError, r"that of image 1 falls on pixel \(982, 240\)"),
     ],
 )
-def test_bad_input_is_named(files: Path, suffix: str, change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_input_is_named(
+    files: Estimators, suffix: str, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
     images, centres = scene(2)
     with pytest.raises(error, match=message):
         Estimator(files / f"linear.{suffix}")(**{"images": images, "centres": centres, "camera": NYU, **change})
 
 
-def test_bad_files_are_named(files: Path, tmp_path: Path) -> None:
+def test_bad_files_are_named(files: Estimators, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no such file"):
         Estimator(tmp_path / "none.onnx")
     (tmp_path / "x.pt").write_bytes(b"")
@@ -268,8 +280,10 @@ def test_bad_files_are_named(files: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"broken.onnx: no readable ONNX file"):
         Estimator(tmp_path / "broken.onnx")
     from jointbert.export.onnx import export_refiner
+    from jointbert.models.refiner import JointRefiner, RefinerConfig
 
-    export_refiner(tmp_path / "refiner.onnx")
+    JointRefiner(RefinerConfig(layers=1)).save(tmp_path / "small.safetensors")
+    export_refiner(tmp_path / "refiner.onnx", tmp_path / "small.safetensors")
     with pytest.raises(ValueError, match=r"refiner.onnx: the layout 'pose14-.*' is not an estimator's"):
         Estimator(tmp_path / "refiner.onnx")
 
@@ -280,7 +294,7 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.exit_code, " ".join(result.output.split())
 
 
-def test_from_the_command_line(files: Path, tmp_path: Path) -> None:
+def test_from_the_command_line(files: Estimators, tmp_path: Path) -> None:
     images, _ = scene(2)
     for i, image in enumerate(images):
         Image.fromarray(image.round().astype(np.uint16)).save(tmp_path / f"{i}.png")
@@ -305,7 +319,7 @@ def test_from_the_command_line(files: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(read_joints(tmp_path / "uvd.txt", "uvd", NYU).mean((0, 1))[2], 790, atol=200)
 
 
-def test_the_command_line_s_errors(files: Path, tmp_path: Path) -> None:
+def test_the_command_line_s_errors(files: Estimators, tmp_path: Path) -> None:
     image = tmp_path / "0.png"
     Image.fromarray(np.zeros((48, 64), np.uint16)).save(image)
     model = ("--model", files / "linear.onnx")
@@ -329,7 +343,7 @@ def test_the_command_line_s_errors(files: Path, tmp_path: Path) -> None:
         assert text.startswith(message), text
 
 
-def test_export_from_the_command_line(files: Path, tmp_path: Path) -> None:
+def test_export_from_the_command_line(files: Estimators, tmp_path: Path) -> None:
     code, text = run("export", tmp_path / "e.onnx", "--estimator", files / "awr.safetensors")
     assert (code, text) == (0, f"wrote {tmp_path}/e.onnx")
     assert Estimator(tmp_path / "e.onnx").image == "depth"

@@ -15,16 +15,6 @@ from jointbert import Refiner, Status
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
-@pytest.fixture(scope="module")
-def exported(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("onnxscript")
-    from jointbert.export.onnx import export_refiner
-
-    path = tmp_path_factory.mktemp("onnx") / "refiner.onnx"
-    export_refiner(path, random_weights)
-    return path
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_it_is_the_native_backend(exported: Path, random_weights: Path, poses: np.ndarray, dtype: type) -> None:
     given = poses.astype(dtype) / 1000

@@ -226,17 +226,17 @@ def test_a_file_can_be_refined_in_place(files: tuple[Path, Path], tmp_path: Path
 def test_before_and_after_are_compared_on_the_same_joints(tmp_path: Path) -> None:
     demo = jointbert.load_demo()
     prediction = demo.predictions[:60].astype(np.float64)
-    hidden = np.random.default_rng(0).random((60, 14)) < 0.3
-    prediction[hidden] = np.nan
+    masked = np.random.default_rng(0).random((60, 14)) < 0.3
+    prediction[masked] = np.nan
     write_joints(tmp_path / "in.txt", prediction, "xyz")
     write_joints(tmp_path / "truth.txt", demo.groundtruth[:60], "xyz")
     arguments = ("--groundtruth", tmp_path / "truth.txt", "--format", "xyz", "--refine", "--json", tmp_path / "r.json")
     shown = run("evaluate", tmp_path / "in.txt", *arguments).stdout
     errors = np.linalg.norm(jointbert.refine(prediction) - demo.groundtruth[:60], axis=-1)
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["all frames"]["after"]["mean_mm"] == pytest.approx(errors[~hidden].mean(), abs=2e-3)
-    assert report["filled_in"] == {"joints": hidden.sum(), "mean_mm": pytest.approx(errors[hidden].mean(), abs=2e-3)}
-    assert f"{hidden.sum()} missing joints were filled in, with a mean error of" in shown
+    assert report["all frames"]["after"]["mean_mm"] == pytest.approx(errors[~masked].mean(), abs=2e-3)
+    assert report["filled_in"] == {"joints": masked.sum(), "mean_mm": pytest.approx(errors[masked].mean(), abs=2e-3)}
+    assert f"{masked.sum()} missing joints were filled in, with a mean error of" in shown
 
 
 def test_nothing_given_is_help() -> None:

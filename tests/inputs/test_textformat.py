@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -14,7 +14,6 @@ from jointbert.inputs.textformat import read_joints, write_joints
 poses = arrays(np.float64, st.tuples(st.integers(1, 4), st.just(14), st.just(3)), elements=st.floats(-300, 300))
 
 
-@settings(max_examples=30)
 @given(poses)
 def test_xyz_round_trip(tmp_path_factory: pytest.TempPathFactory, joints: np.ndarray) -> None:
     path = tmp_path_factory.mktemp("text") / "poses.txt"
@@ -22,7 +21,6 @@ def test_xyz_round_trip(tmp_path_factory: pytest.TempPathFactory, joints: np.nda
     np.testing.assert_allclose(read_joints(path, "xyz"), joints, atol=0.5e-3)
 
 
-@settings(max_examples=30)
 @given(poses)
 def test_uvd_round_trip(tmp_path_factory: pytest.TempPathFactory, joints: np.ndarray) -> None:
     joints = joints + [0, 0, 800]
