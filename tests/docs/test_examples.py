@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jointbert
-
-README = Path(__file__).resolve().parents[1] / "README.md"
+from tests.support.readme import python_block
 
 
 def test_the_readme_s_example_runs() -> None:
-    block, *_ = blocks()
     names: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(python_block("poses"), "README.md", "exec"), names)
     assert names["status"].shape == (256,)  # type: ignore[attr-defined]
     assert names["better"].shape == (60, 14, 3)  # type: ignore[attr-defined]
     assert len(names["online"]) == 60  # type: ignore[arg-type]
     assert (names["status"] == 0).all()  # type: ignore[attr-defined]
-
-
-def blocks() -> list[str]:
-    """Of Python: poses, images, and two that need a GPU (tests/cuda): poses, heatmaps."""
-    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def test_the_readme_s_estimator_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +37,7 @@ def test_the_readme_s_estimator_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     depth = np.zeros((2, 480, 640), np.float32)
     depth[:, 200:280, 280:360] = 800
     names = {"jointbert": jointbert, "depth_images": depth, "centres": np.array([[0, 0, 800]] * 2)}
-    exec(compile(blocks()[1], "README.md", "exec"), names)
+    exec(compile(python_block("estimator"), "README.md", "exec"), names)
     assert names["estimated"].refined.shape == (2, 14, 3)  # type: ignore[attr-defined]
 
 
