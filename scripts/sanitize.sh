@@ -56,11 +56,6 @@ PLUGIN
 #    because the runtime looks up the function behind `throw` when it is loaded, which is before the module brings libstdc++.
 #    LSan is off: an interpreter keeps much memory until it ends, and says so.
 preload="$("$cxx" -print-file-name=libasan.so) $("$cxx" -print-file-name=libstdc++.so)"
-tests=()
-for file in tests/backends/test_native.py tests/backends/test_native_sequence.py tests/test_malformed.py tests/test_refine.py \
-  tests/test_sequence.py; do
-  if [ -e "$work/package/$file" ]; then tests+=("$file"); fi
-done
 
 # 5. A finding ends the process at once with an exit status of its own: neither a test's `raises` nor pytest can swallow it. The
 #    report goes to the process's own stderr, which pytest keeps to itself unless it captures Python's alone.
@@ -71,7 +66,8 @@ sanitized() {
     UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:exitcode=99 \
     "$python" -m pytest -p imported_from -p no:cacheprovider --capture=sys "$@"
 }
-sanitized "${tests[@]}" >"$work/native.log" 2>&1 & # beside the next: both are one thread's work
+sanitized -m sanitize tests/runtimes tests/inputs tests/weights tests/test_refine.py tests/test_refine_mistakes.py \
+  tests/test_sequence.py >"$work/native.log" 2>&1 & # beside the next: both are one thread's work
 native=$!
 
 # 6. The GPU's kernels, compiled for the host with the sanitizers, too; skipped where there are no CUDA headers. The marker
