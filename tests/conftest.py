@@ -26,7 +26,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "sanitize: scripts/sanitize.sh runs it against builds with the sanitizers")
     hypothesis.settings.register_profile("commit", max_examples=40, deadline=None)
     hypothesis.settings.register_profile("full", max_examples=400, deadline=None)
     hypothesis.settings.load_profile("full" if config.getoption("--full") else "commit")

@@ -17,7 +17,8 @@ import pytest
 
 import jointbert
 from jointbert import Refiner
-from jointbert.runtimes.cuda import CudaBackend, load_module
+from jointbert.cuda.module import load_module
+from jointbert.runtimes.cuda import CudaBackend
 from jointbert.weights import load_weights
 from tests.support.fake_gpu import GpuArray, empty_session, launch_variant, plain_batch
 
@@ -180,7 +181,7 @@ def test_an_old_driver_is_named(small: Path, gpu: ctypes.CDLL) -> None:
         CudaBackend(load_weights(small))
 
 
-def test_arguments_of_the_backend_are_checked() -> None:
+def test_arguments_of_the_backend_are_checked(few: np.ndarray) -> None:
     with pytest.raises(ValueError, match="precision: got 'f32'; expected one of 'f16', 'bf16'"):
         CudaBackend(load_weights(), precision="f32")
     with pytest.raises(ValueError, match="device: got 3; expected a GPU's number, 0 to 0 here"):
@@ -189,8 +190,12 @@ def test_arguments_of_the_backend_are_checked() -> None:
         CudaBackend(load_weights(), device="cuda")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="cudaSetDevice"):
         CudaBackend(load_weights()).refiner(3)
-    with pytest.raises(ValueError, match="precision: got 'f32'; expected one of 'f16', 'bf16'"):
-        Refiner(precision="f32")
+    with pytest.raises(ValueError, match=r"precision: got 'f32'; .*cuda: f16, bf16"):
+        Refiner(backend="cuda", precision="f32")
+    refiner = Refiner(precision="f32")  # the CPU's runtime has it
+    assert np.isfinite(refiner(few)).all()
+    with pytest.raises(ValueError, match=r"precision: got 'f32', which backend 'cuda' does not have \(f16, bf16\)"):
+        refiner(GpuArray(few))
 
 
 def test_a_forked_process_is_refused(few: np.ndarray, make: Callable[..., Refiner], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ import jointbert
 from jointbert import JointbertWarning, Refiner, Status
 from jointbert.cuda.arrays import DeviceArray, is_on_gpu
 from jointbert.cuda.graph_session import GraphSession
-from jointbert.runtimes.cuda import CudaBackend, load_module
+from jointbert.cuda.module import load_module
+from jointbert.runtimes.cuda import CudaBackend
 from jointbert.weights import load_weights
 from tests.support.fake_gpu import GpuArray, plain_batch, to_numpy
 from tests.support.readme import python_block
@@ -128,11 +129,13 @@ def test_arrays_of_wrong_type_shape_or_device_are_refused(few: np.ndarray, refin
     elsewhere.__dlpack_device__ = lambda: (2, 1)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="confidence: the array is on GPU 1, the joints on GPU 0"):
         refine(GpuArray(few), confidence=elsewhere)
-    with pytest.raises(ValueError, match="on a GPU there are no sequences and no calibrated persons"):
+    with pytest.raises(
+        ValueError, match="backend: 'cuda' has no sequences; take backend 'native' or 'torch', and arrays on the CPU"
+    ):
         refine(GpuArray(few), sequence=True)
     with pytest.raises(ValueError, match="backend 'native' computes on the CPU; take 'auto' or 'cuda'"):
         refine(GpuArray(few), backend="native")
-    with pytest.raises(ValueError, match="backend: 'cuda' has no second stage"):
+    with pytest.raises(ValueError, match="backend: 'cuda' has no sequences"):
         jointbert.refine(few, sequence=True, backend="cuda")
 
 

@@ -100,7 +100,15 @@ def assert_depth(found: torch.Tensor, maps: torch.Tensor, head: Linear) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("poses", "h", "w"), [(3, 64, 64), small(19, 16, 24), (2, 1, 1), small(17, 7, 5), small(1, 33, 97), (2, 128, 8)]
+    ("poses", "h", "w"),
+    [
+        (3, 64, 64),
+        small(19, 16, 24),
+        (2, 1, 1),
+        small(17, 7, 5),
+        small(1, 33, 97),
+        pytest.param(2, 128, 8, marks=pytest.mark.full),
+    ],
 )
 def test_equals_the_references(library: ctypes.CDLL, poses: int, h: int, w: int, dtype: torch.dtype) -> None:
     maps, head = heatmaps(poses, h, w).to(dtype), linear(h, w, dtype)
@@ -157,7 +165,9 @@ def test_alone_and_in_a_batch(library: ctypes.CDLL, dtype: torch.dtype) -> None:
         assert torch.equal(alone.keypoints.uv[0], together.keypoints.uv[i])
 
 
-@pytest.mark.parametrize(("schedule", "seed"), [("reverse", 0), ("random", 1), ("uneven", 2), ("uneven", 3)])
+@pytest.mark.parametrize(
+    ("schedule", "seed"), [("reverse", 0), ("random", 1), ("uneven", 2), pytest.param("uneven", 3, marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize("resident_blocks", [1, 5, 28])
 def test_schedules_give_the_same_bits(library: ctypes.CDLL, schedule: str, seed: int, resident_blocks: int) -> None:
     """Blocks in another order, one or several at a time."""

@@ -14,8 +14,7 @@ import pytest
 
 from jointbert.cuda import module as cuda_module
 from jointbert.cuda.module import load_module
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.cuda_builds import configure, needs_nvcc
 
 
 def test_an_installation_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,22 +38,6 @@ def test_what_cuda_says_comes_with_what_is_missing(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(cuda_module, "load_module", lambda m=module: m)
         with pytest.raises(RuntimeError, match=rf"soft_argmax: failed \(CUDA error {number}\){expected}"):
             cuda_module.call(launch, number)
-
-
-def configure(folder: Path, *options: str, environment: dict[str, str] | None = None) -> str:
-    pybind11 = pytest.importorskip("pybind11")
-
-    command = ["cmake", "-S", str(ROOT), "-B", str(folder), f"-DPython_EXECUTABLE={sys.executable}"]
-    command += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-needs_nvcc = pytest.mark.skipif(
-    not (shutil.which("nvcc") and shutil.which("cmake")) and not os.environ.get("JOINTBERT_NEEDS_NVCC"),
-    reason="needs nvcc and cmake to build the GPU's module",
-)
 
 
 def gpu_of(folder: Path, capability: str) -> dict[str, str]:
