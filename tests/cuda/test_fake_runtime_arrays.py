@@ -235,7 +235,7 @@ def test_null_unaligned_and_foreign_memory_is_refused(few: np.ndarray, gpu: ctyp
 def test_dlpack_is_called_once_for_each_array(few: np.ndarray, emulated_module: ModuleType, refine: Callable[..., Any]) -> None:
     """With the stream that reads the array."""
     session = empty_session()
-    asked: list[int] = []
+    streams: list[int] = []
 
     class Once:
         def __init__(self, values: np.ndarray) -> None:
@@ -245,14 +245,14 @@ def test_dlpack_is_called_once_for_each_array(few: np.ndarray, emulated_module: 
             return 2, 0
 
         def __dlpack__(self, stream: int) -> Any:
-            asked.append(stream)
+            streams.append(stream)
             return emulated_module.write_dlpack(self.values.ctypes.data, list(self.values.shape), 2, 32, 0, self)
 
     joints = GpuArray(few)
     joints.__cuda_array_interface__["stream"] = session.stream
     confidence = np.full((5, 14), 0.5, np.float32)
     found = refine(joints, confidence=Once(confidence))
-    assert asked == [session.stream]
+    assert streams == [session.stream]
     np.testing.assert_array_equal(to_numpy(found), to_numpy(refine(GpuArray(few), confidence=confidence)))
 
 

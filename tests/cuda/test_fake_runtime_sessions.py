@@ -119,8 +119,8 @@ def test_first_launch_and_new_sessions_during_a_capture(
     session = GraphSession({"given": types["joints"]}, types, rows=5)
 
     def enqueue(batch: int) -> None:
-        asked = DeviceBatch(session.input("given", batch), np.arange(14, dtype=np.int32), 1.0, False, None, None, None)
-        backend.enqueue(asked, DeviceResult(*(session.output(name, batch) for name in types), None, None), session.stream)
+        given = DeviceBatch(session.input("given", batch), np.arange(14, dtype=np.int32), 1.0, False, None, None, None)
+        backend.enqueue(given, DeviceResult(*(session.output(name, batch) for name in types), None, None), session.stream)
         GraphSession({}, {"z": ((), "uint8")}, rows=1)
 
     session.capture(enqueue, (5,))

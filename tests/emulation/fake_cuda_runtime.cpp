@@ -1,5 +1,5 @@
 // A fake CUDA runtime for tests: linked with the sources of jointbert._cuda, whose kernels the emulator runs, it makes
-// a module that needs no GPU. Work on a stream is done when somebody waits for the stream, and no earlier. Device
+// a module that needs no GPU. Work on a stream is done when the stream is waited for, and no earlier. Device
 // memory is host memory, filled with NaN when it is allocated. A call can be made to fail. Calls that are not allowed
 // during a capture invalidate it, by the rules of CUDA's capture modes. Any thread may call; a mutex lets one work at a
 // time.

@@ -254,17 +254,17 @@ def run(
 
 def open_stream(
     refiner: _core.SequenceRefiner, given: Sequence, look_ahead: int, lengths_mm: np.ndarray | None = None
-) -> _core.Stream:
+) -> _core.OnlineSequence:
     mirror = bool(given.mirror is not None and len(given.mirror) and given.mirror[0])
     return refiner.stream(given.permutation, given.mm_per_unit, mirror, lengths_mm, look_ahead)
 
 
-def push(stream: _core.Stream, given: Sequence, t: int) -> tuple[Any, ...] | None:
+def push(stream: _core.OnlineSequence, given: Sequence, t: int) -> tuple[Any, ...] | None:
     optional = (given.visible, given.confidence, given.error_mm)
     return stream.push(given.joints[t], *(None if x is None else x[t] for x in optional))
 
 
-def stream_all(stream: _core.Stream, given: Sequence, look_ahead: int) -> Arrays:
+def stream_all(stream: _core.OnlineSequence, given: Sequence, look_ahead: int) -> Arrays:
     """All frames through a stream, which is then as new."""
     results = []
     for t in range(len(given.joints)):

@@ -54,7 +54,7 @@ struct DevicePoses {
     const std::uint8_t* mirror;   // [count]
     const std::uint8_t* visible;  // [count, 14]
     const float* confidence;      // [count, 14]; outside [0, 1]: unknown
-    const float* error_mm;        // [count, 14]; what is not positive is unknown
+    const float* error_mm;        // [count, 14]; not positive: unknown
     float error_all_mm;           // where error_mm is null; NaN: unknown
 };
 struct DeviceRefinedPoses {
