@@ -60,7 +60,7 @@ def main(
         for precision, backend in backends.items():
             for variant in (0, 1, 2) if precision == "f16" else (-1,):
                 try:
-                    backend.enqueue(asked, out, library.stream, variant)
+                    backend.enqueue(asked, out, library.cuda_stream, variant)
                 except (RuntimeError, ValueError):  # the variant does not run on this GPU, or not with this batch size
                     continue
                 name = f"ours {precision} {chosen.get(variant, 'chosen')}"

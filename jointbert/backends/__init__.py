@@ -1,1 +1,1 @@
-"""The former place of the runtimes: see :mod:`jointbert.runtimes` and :mod:`jointbert.cuda`."""
+"""Former package of :mod:`jointbert.runtimes` and :mod:`jointbert.cuda`, kept for existing imports."""

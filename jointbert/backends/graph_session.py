@@ -1,4 +1,4 @@
-"""Recorded work for a GPU by the former name of :mod:`jointbert.cuda.graph_session`."""
+"""Former name of :mod:`jointbert.cuda.graph_session`, kept for existing imports."""
 
 from jointbert.cuda.graph_session import GraphSession
 

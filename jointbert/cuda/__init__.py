@@ -1,6 +1,7 @@
-"""The GPU module and what it works on: loading it, arrays of other libraries, recorded work, keypoints from heatmaps.
+"""GPU support shared by the refiner and the heatmap kernels: the native module, arrays of other libraries, CUDA graphs.
 
-Importing this package loads neither the module nor CUDA; the first use does, and says what is missing.
+Importing this package loads neither the native module nor CUDA. The first use does, and raises an error that says what is
+missing.
 """
 
 from jointbert.cuda.arrays import DeviceArray, is_on_gpu

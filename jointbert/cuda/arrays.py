@@ -1,4 +1,4 @@
-"""Arrays on a GPU, of any library: whether an array is one, where it lies, and on which stream its library works."""
+"""Reads GPU arrays of any library: whether a value is one, its address and shape, and its library's CUDA stream."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from jointbert.cuda.module import call, load_module
 
 __all__ = ["NUMPY_TYPES", "DeviceArray", "Library", "is_on_gpu", "read"]
 
-_INTERFACE = {kind: name for name, (kind, _, _) in TYPES.items()}
-_DLPACK = {kind: name for name, (_, kind, _) in TYPES.items()}
-_MOST_VALUES = 1 << 48
+_DTYPE_OF_TYPESTR = {kind: name for name, (kind, _, _) in TYPES.items()}
+_DTYPE_OF_DLPACK = {kind: name for name, (_, kind, _) in TYPES.items()}
+_MAX_VALUES = 1 << 48
 
 
 def is_on_gpu(value: Any) -> bool:
-    """Whether an array lies on a GPU. Cheap for everything that does not."""
+    """Whether a value is an array on a GPU. The check is cheap for values that are not."""
     if isinstance(value, (np.ndarray, list, tuple, int, float, str)) or value is None:
         return False
     torch = sys.modules.get("torch")
@@ -41,48 +41,54 @@ def is_on_gpu(value: Any) -> bool:
         if hasattr(value, "__cuda_array_interface__"):
             return True
         return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in (DLPACK_CUDA, DLPACK_MANAGED)
-    except Exception:  # a broken protocol: whoever reads the array says so
+    except Exception:  # a broken protocol: reading the array reports it
         return False
 
 
-def read(value: Any, name: str, stream: int | None = None) -> tuple[DeviceArray, Library]:
-    """Where an array on a GPU lies, C order (copied by its library if need be), and its library.
+def read(value: Any, name: str, cuda_stream: int | None = None) -> tuple[DeviceArray, Library]:
+    """Describes a GPU array in C order (torch and CuPy copy it first if it is not), and gives the adapter to its library.
 
-    ``stream``: where it will be read, if that is known: who is asked by DLPack lets it wait. None: the legacy stream.
+    Args:
+        value: the array. name: the argument's name in messages.
+        cuda_stream: the CUDA stream that will read the array, which a DLPack producer makes wait; None: the legacy stream.
 
     Raises:
-        TypeError: what is no plain array, a tensor that requires grad, bytes in the other order. ValueError: not C order, in a
-            library that can't be asked to copy; memory that is none, not aligned, or not a GPU's.
+        TypeError: no plain array, a tensor that requires grad, swapped bytes. ValueError: not contiguous, in a library other
+            than torch and CuPy; a pointer that is null, not aligned or not a GPU's.
     """
     try:
-        return _read(value, name, stream)
-    except Exception as error:  # whatever another library raises when it is asked where its numbers are
+        return _read(value, name, cuda_stream)
+    except Exception as error:  # other libraries raise errors of any type
         if isinstance(error, (TypeError, ValueError)) and str(error).startswith(f"{name}: "):
             raise
         reason = " ".join(str(error).split())
         raise TypeError(f"{name}: the {type(value).__name__} can't be read as an array on a GPU ({reason})") from error
 
 
-def _read(value: Any, name: str, stream: int | None) -> tuple[DeviceArray, Library]:
+def _read(value: Any, name: str, cuda_stream: int | None) -> tuple[DeviceArray, Library]:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         if value.requires_grad:
-            raise TypeError(f"{name}: the tensor requires grad, which nothing here propagates; pass {name}.detach()")
+            raise TypeError(
+                f"{name}: the tensor requires grad, and refinement is not differentiable here; pass {name}.detach()"
+            )
         if value.layout != torch.strided:
             raise TypeError(f"{name}: got a sparse tensor; expected a dense one")
-        torchs = TorchLibrary(torch, value.device)
-        return torchs.read(value), torchs
+        torch_library = TorchLibrary(torch, value.device)
+        return torch_library.read(value), torch_library
     if type(value).__module__.split(".")[0] == "cupy":
-        cupys = CuPyLibrary(sys.modules["cupy"], value.device.id)
-        return cupys.read(value), cupys
-    array = _read_interface(value, name) if _says_when(value) else _read_dlpack(value, name, stream)
+        cupy_library = CuPyLibrary(sys.modules["cupy"], value.device.id)
+        return cupy_library.read(value), cupy_library
+    array = _read_interface(value, name) if _prefers_interface(value) else _read_dlpack(value, name, cuda_stream)
     _check_memory(array, name)
     return array, OtherLibrary(value, array)
 
 
-def _says_when(value: Any) -> bool:
-    """Whether an array's interface is the protocol to take: before version 3 it does not tell when its numbers are there, as
-    DLPack does."""
+def _prefers_interface(value: Any) -> bool:
+    """Whether to read an array by ``__cuda_array_interface__`` and not by DLPack.
+
+    Before version 3 the interface names no CUDA stream, so that it can't tell when the values are complete; DLPack can.
+    """
     interface = getattr(value, "__cuda_array_interface__", None)
     return interface is not None and (interface.get("version", 0) >= 3 or not hasattr(value, "__dlpack__"))
 
@@ -91,47 +97,47 @@ def _read_interface(value: Any, name: str) -> DeviceArray:
     interface = value.__cuda_array_interface__
     shape, kind, strides = tuple(interface["shape"]), interface["typestr"], interface.get("strides")
     stream = interface.get("stream")
-    if not all(isinstance(side, (int, np.integer)) and side >= 0 for side in shape) or math.prod(shape) > _MOST_VALUES:
-        raise TypeError(f"{name}: got the shape {shape}; expected sides of at least 0, and no more than there can be")
+    if not all(isinstance(side, (int, np.integer)) and side >= 0 for side in shape) or math.prod(shape) > _MAX_VALUES:
+        raise TypeError(f"{name}: got the shape {shape}; expected sides of at least 0 and at most {_MAX_VALUES} values")
     if stream is not None and (isinstance(stream, bool) or not isinstance(stream, int) or not 0 < stream < 1 << 64):
         raise TypeError(f"{name}: got the stream {stream!r}; expected a cudaStream_t, 1, 2 or None")
     if kind[0] == ">":
-        raise TypeError(f"{name}: got bytes in the order of {kind!r}; expected the machine's own")
+        raise TypeError(f"{name}: got bytes in the order of {kind!r}; expected native byte order")
     if interface.get("mask") is not None:
         raise TypeError(f"{name}: got a masked array; pass NaN, or the mask as visible=")
     if strides is not None:
         item = int(kind[2:])
         if len(strides) != len(shape):
             raise TypeError(f"{name}: got strides {tuple(strides)} for the shape {shape}")
-        _check_order(shape, tuple(s // item if s % item == 0 else -1 for s in strides), name)
+        _check_contiguous(shape, tuple(s // item if s % item == 0 else -1 for s in strides), name)
     address = int(interface["data"][0])
     if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) not in (DLPACK_CUDA, DLPACK_MANAGED):
         raise TypeError(f"{name}: got memory of DLPack's device type {int(value.__dlpack_device__()[0])}; expected CUDA's")
-    # Version 3 names the stream that its producer works on; None: what is there is finished.
-    dtype = _INTERFACE.get(kind[1:], kind)
-    return DeviceArray(address, tuple(int(side) for side in shape), dtype, _device_of(value, address), value, stream)
+    # Version 3 names the CUDA stream that writes the values; None: they are complete.
+    dtype = _DTYPE_OF_TYPESTR.get(kind[1:], kind)
+    return DeviceArray(address, tuple(int(side) for side in shape), dtype, _device_number(value, address), value, stream)
 
 
-def _read_dlpack(value: Any, name: str, stream: int | None) -> DeviceArray:
-    stream = stream or LEGACY_STREAM
-    capsule = value.__dlpack__(stream=stream)  # which lets this stream wait for the producer's
-    address, shape, strides, kind, place, device, owner = load_module().read_dlpack(capsule)
-    if place not in (DLPACK_CUDA, DLPACK_MANAGED):
-        raise TypeError(f"{name}: got memory of DLPack's device type {place}; expected CUDA's")
+def _read_dlpack(value: Any, name: str, cuda_stream: int | None) -> DeviceArray:
+    cuda_stream = cuda_stream or LEGACY_STREAM
+    capsule = value.__dlpack__(stream=cuda_stream)  # makes this CUDA stream wait for the producer's
+    address, shape, strides, kind, device_type, device, owner = load_module().read_dlpack(capsule)
+    if device_type not in (DLPACK_CUDA, DLPACK_MANAGED):
+        raise TypeError(f"{name}: got memory of DLPack's device type {device_type}; expected CUDA's")
     if strides is not None:
-        _check_order(shape, strides, name)
-    return DeviceArray(address, shape, _DLPACK.get(kind, kind), device, owner, stream)
+        _check_contiguous(shape, strides, name)
+    return DeviceArray(address, shape, _DTYPE_OF_DLPACK.get(kind, kind), device, owner, cuda_stream)
 
 
-def _device_of(value: Any, address: int) -> int:
-    """The interface does not tell; DLPack does, and so does CUDA."""
+def _device_number(value: Any, address: int) -> int:
+    """The GPU's number, which the array interface does not state: from DLPack, or from CUDA by the address."""
     if hasattr(value, "__dlpack_device__"):
         return int(value.__dlpack_device__()[1])
     return max(0, int(load_module().device_of(address)))
 
 
 def _check_memory(array: DeviceArray, name: str) -> None:
-    """What a kernel would read beyond all doubt: an error there ends the process's work on the GPU."""
+    """Checks the address, because a kernel that reads an invalid one makes the GPU unusable for the rest of the process."""
     if array.dtype not in TYPES or not array.nbytes:
         return
     if not array.address:
@@ -142,7 +148,7 @@ def _check_memory(array: DeviceArray, name: str) -> None:
         raise ValueError(f"{name}: the pointer is not a GPU's; pass NumPy arrays as they are")
 
 
-def _check_order(shape: tuple[int, ...], strides: tuple[int, ...], name: str) -> None:
+def _check_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], name: str) -> None:
     step = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size > 1 and stride != step:

@@ -1,4 +1,4 @@
-"""An array on a GPU as an address with shape and type, and what a library of such arrays must be able to do."""
+"""An array on a GPU (address, shape, type), and the protocol of the libraries that such arrays come from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from jointbert.cuda.module import call, load_module
 
-# By name: the array interface's type, DLPack's kind, its code.
+# By dtype name: the array interface's typestr without byte order, DLPack's kind and bits, DLPack's type code.
 TYPES = {
     "float16": ("f2", "f16", 2),
     "float32": ("f4", "f32", 2),
@@ -23,29 +23,31 @@ TYPES = {
     "int64": ("i8", "i64", 0),
 }
 NUMPY_TYPES = tuple(name for name in TYPES if name != "bfloat16")
-"""Types of arrays that NumPy and a GPU's libraries have in common."""
+"""Types that NumPy has, too."""
 DLPACK_CUDA, DLPACK_MANAGED = 2, 13
-"""DLPack's device types of a GPU's memory."""
+"""DLPack's device types of GPU memory: device memory and managed memory."""
 LEGACY_STREAM = 1
+"""The ``cudaStream_t`` of CUDA's legacy default stream."""
 
 
 def bits_of(dtype: str) -> int:
+    """Bits of one value of a dtype, by its name."""
     return 8 if dtype == "bool" else int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz"))
 
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """Memory on a GPU, C order: what results are where the library of the input has no arrays to offer.
+    """An array on a GPU in C order, which other libraries read by ``__cuda_array_interface__`` or DLPack.
 
-    It speaks ``__cuda_array_interface__`` and DLPack.
+    Results are of this class if the input's library can't make arrays from them.
 
     Attributes:
-        address: of the first value on the device.
-        shape: in values; C order.
-        dtype: NumPy's name, or ``bfloat16``; another word where it is a type of which nothing is known here.
+        address: the device address of the first value.
+        shape: sizes of the axes, in values.
+        dtype: NumPy's name, or ``bfloat16``; for a type that is not in :data:`TYPES`, its code in the protocol.
         device: the GPU's number.
-        owner: keeps the memory.
-        stream: the ``cudaStream_t`` that writes the values; None: the legacy stream, or they are there.
+        owner: the object that owns the memory; the array keeps it alive.
+        stream: the ``cudaStream_t`` on which the values are written; None: they are complete, or written on the legacy stream.
     """
 
     address: int
@@ -57,13 +59,14 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return math.prod(self.shape) * bits_of(self.dtype) // 8
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         kind = TYPES[self.dtype][0]
         if kind is None:
-            raise AttributeError(f"__cuda_array_interface__ has no {self.dtype}; take DLPack")
+            raise AttributeError(f"__cuda_array_interface__ has no {self.dtype}; use DLPack")
         return {
             "shape": self.shape,
             "typestr": ("|" if bits_of(self.dtype) == 8 else "<") + kind,
@@ -79,38 +82,44 @@ class DeviceArray:
         self, *, stream: int | None = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
     ) -> Any:
         if copy:
-            raise BufferError("__dlpack__: copies are the consumer's; expected copy=None")
+            raise BufferError("__dlpack__: this array makes no copies; expected copy=None")
         if dl_device not in (None, self.__dlpack_device__()):
             raise BufferError(f"__dlpack__: got the device {dl_device}; the array is on {self.__dlpack_device__()}")
-        module, own = load_module(), self.stream or LEGACY_STREAM
-        consumer = LEGACY_STREAM if stream is None else int(stream)  # -1: it takes care itself
-        if consumer not in (-1, own):
-            call(module.order, own, consumer, self.device)
+        module, writer = load_module(), self.stream or LEGACY_STREAM
+        consumer = LEGACY_STREAM if stream is None else int(stream)  # -1: the consumer synchronizes itself
+        if consumer not in (-1, writer):
+            call(module.order, writer, consumer, self.device)
         return module.write_dlpack(
             self.address, list(self.shape), TYPES[self.dtype][2], bits_of(self.dtype), self.device, self.owner
         )
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
-        raise TypeError("the array is on a GPU; take it to the host by a library that reads DLPack or __cuda_array_interface__")
+        raise TypeError(
+            "the array is on a GPU; copy it to the host with a library that reads DLPack or __cuda_array_interface__"
+        )
 
 
 class Library(Protocol):
-    """The library of an input: its stream, and arrays of its own."""
+    """The array library of an input: torch, CuPy or another."""
 
-    stream: int
+    cuda_stream: int
+    """The ``cudaStream_t`` on which the work for this input is enqueued."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        """New memory; ``owner`` is the library's own array."""
+        """A new array with undefined values; its ``owner`` is an array of the library."""
 
     def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
-        """What :func:`read` gave, or an array of the host, broadcast to ``shape`` in ``dtype``, on this library's stream.
+        """A GPU array (from :func:`jointbert.cuda.arrays.read`) or a NumPy array, broadcast to ``shape`` and converted to
+        ``dtype``.
+
+        The work is enqueued on :attr:`cuda_stream`. ``name`` is the argument's name in messages.
 
         Raises:
-            ValueError, TypeError: it does not fit.
+            ValueError, TypeError: the array can't be broadcast or converted.
         """
 
     def enqueued(self) -> None:
-        """Called behind a launch, whatever became of it: what it reads has to stay as it is until it is through."""
+        """Must be called after each launch, even a failed one: keeps the arrays that the launch uses until it has finished."""
 
     def result(self, array: DeviceArray) -> Any:
-        """An array of :meth:`empty` as the user gets it."""
+        """The user's view of an array that :meth:`empty` made."""

@@ -1,4 +1,4 @@
-"""Work for a GPU, recorded once and replayed without Python: CUDA graphs behind NumPy arrays."""
+"""CUDA graphs for NumPy arrays: GPU work that is recorded once and replayed without Python."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import numpy as np
 from jointbert.cuda.device_array import NUMPY_TYPES, DeviceArray
 from jointbert.cuda.module import call, load_module
 
-_MOST_BYTES = 1 << 40
+_MAX_BYTES = 1 << 40
 
 Spec = Mapping[str, tuple[tuple[int, ...], str]]
 
 
 class GraphSession:
-    """Pinned and device memory for a batch, a stream, and a CUDA graph for each recorded size of batch.
+    """A CUDA stream, pinned and device memory for a batch, and a CUDA graph for each recorded batch size.
 
-    Whatever can be enqueued on a stream can be recorded: this package's kernels, torch, CuPy, a TensorRT context, one behind
-    the other. A call copies NumPy arrays to pinned memory, replays the smallest graph that holds them (which copies them to the
-    device, works, and copies back) and waits, all in C++ with the GIL released. Rows behind the batch, up to the graph's size,
-    hold what was there before. Any thread may call; one at a time is at work, and all wait while one records.
+    All work that can be enqueued on a CUDA stream can be recorded: kernels of this package, of torch and of CuPy, or a TensorRT
+    context, also several in sequence. A call copies NumPy arrays to pinned memory, replays the smallest graph that is large
+    enough (it copies the arrays to the device, runs the recorded work, and copies the results back), and waits for the results.
+    It runs in C++ with the GIL released. Rows of the graph beyond the batch keep their old values. Several threads may call a
+    session; the calls and recordings run one after another.
 
-    A graph holds addresses: what was recorded has to keep its memory for as long as the session lives. The refiner's weights
-    are their backend's; torch gives a temporary back that it takes outside a graph of its own, so write to memory that stays
+    A graph stores addresses, so that all memory that it uses must exist as long as the session. The refiner's weights belong to
+    their backend, which must be kept. torch frees temporary tensors, so that a torch function must write to an existing tensor
     (``out=``).
 
     Args:
-        inputs, outputs: shape of one row, and NumPy dtype, by name.
+        inputs, outputs: by name, the shape of one row and the NumPy dtype.
         rows: the largest batch.
         device: the GPU's number.
 
@@ -37,10 +38,10 @@ class GraphSession:
         rows, device: as given.
 
     Raises:
-        ImportError: an installation without GPU kernels. RuntimeError: what CUDA says, by the call's name. ValueError: no rows,
-            no outputs, an unknown dtype, a negative side. TypeError: other types than these.
+        ImportError: an installation without GPU kernels. RuntimeError: a CUDA error; the message names the CUDA function.
+            ValueError: no rows, no outputs, an unknown dtype, a negative side. TypeError: an argument of another type.
 
-    A linear layer of torch in a graph::
+    Example: a linear layer of torch::
 
         session = GraphSession({"x": ((16,), "float32")}, {"y": ((4,), "float32")}, rows=64)
         x, y = (torch.as_tensor(a, device="cuda") for a in (session.input("x"), session.output("y")))
@@ -66,18 +67,18 @@ class GraphSession:
         self._inputs, self._outputs = ({k: (tuple(s), _dtype(d)) for k, (s, d) in spec.items()} for spec in (inputs, outputs))
         sizes = [[_row_bytes(*x) for x in spec.values()] for spec in (self._inputs, self._outputs)]
         largest = max(sizes[0] + sizes[1])
-        if rows * largest > _MOST_BYTES:
-            raise ValueError(f"GraphSession: got {rows} rows of {largest} bytes; expected {_MOST_BYTES} bytes at most")
+        if rows * largest > _MAX_BYTES:
+            raise ValueError(f"GraphSession: got {rows} rows of {largest} bytes; expected {_MAX_BYTES} bytes at most")
         self._core = call(load_module().GraphSession, *sizes, rows, device)
 
     @property
     def stream(self) -> int:
-        """The stream to enqueue on, a ``cudaStream_t``; it waits for no other."""
+        """The CUDA stream to enqueue on, a ``cudaStream_t``; it does not synchronize with other streams."""
         return int(self._core.stream)
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """The recorded sizes."""
+        """The recorded batch sizes."""
         return tuple(self._core.recorded)
 
     def input(self, name: str, batch: int | None = None) -> DeviceArray:
@@ -85,11 +86,11 @@ class GraphSession:
         return self._array(self._inputs, self._core.input, name, batch)
 
     def output(self, name: str, batch: int | None = None) -> DeviceArray:
-        """The same of an output."""
+        """The first ``batch`` rows of an output on the device (all of them by default)."""
         return self._array(self._outputs, self._core.output, name, batch)
 
     def _array(
-        self, spec: dict[str, tuple[tuple[int, ...], np.dtype]], at: Callable[[int], int], name: str, batch: int | None
+        self, spec: dict[str, tuple[tuple[int, ...], np.dtype]], address_of: Callable[[int], int], name: str, batch: int | None
     ) -> DeviceArray:
         if name not in spec:
             raise ValueError(f"GraphSession: got the name {name!r}; expected one of {sorted(spec)}")
@@ -97,14 +98,15 @@ class GraphSession:
         rows = self.rows if batch is None else operator.index(batch)
         if not 0 <= rows <= self.rows:
             raise ValueError(f"batch: got {rows}; this session has room for 1 to {self.rows}")
-        return DeviceArray(at(list(spec).index(name)), (rows, *shape), dtype.name, self.device, self, self.stream)
+        return DeviceArray(address_of(list(spec).index(name)), (rows, *shape), dtype.name, self.device, self, self.stream)
 
     def capture(self, enqueue: Callable[[int], object], batches: Sequence[int]) -> None:
-        """Records ``enqueue(batch)``, which enqueues on :attr:`stream` and waits for nothing, for each size of batch.
+        """Records ``enqueue(batch)`` for each batch size. The function enqueues work on :attr:`stream` and must not
+        synchronize.
 
         Raises:
-            ValueError: a size that is not 1 to ``rows``. RuntimeError: what CUDA says of what can't be recorded; whatever
-            ``enqueue`` raises. Earlier graphs stay.
+            ValueError: a size outside 1 to ``rows``. RuntimeError: a CUDA error, as for work that can't be recorded. Errors of
+            ``enqueue`` pass through. Graphs that were recorded before stay.
         """
         for batch in batches:
             if not 1 <= operator.index(batch) <= self.rows:
@@ -114,21 +116,22 @@ class GraphSession:
             try:
                 enqueue(batch)
                 call(self._core.end)
-            except BaseException:  # an interrupt, too
+            except BaseException:  # including KeyboardInterrupt
                 self._core.abandon()
                 raise
 
     def __call__(self, **arrays: np.ndarray) -> dict[str, np.ndarray]:
-        """Replays the graph on a batch: arrays ``(batch, ...)`` by the inputs' names, the outputs by theirs.
+        """Runs the recorded work on a batch: takes arrays ``(batch, ...)`` by the inputs' names, returns the outputs by name.
 
         Raises:
-            ValueError: a name, shape or dtype that is none of this session's, more rows than were recorded.
-            RuntimeError: what CUDA says.
+            ValueError: an unknown or missing name, another shape or dtype, more rows than were recorded. TypeError: no plain
+                NumPy
+            array. RuntimeError: a CUDA error.
         """
         if arrays.keys() != self._inputs.keys():
             raise ValueError(f"GraphSession: got {sorted(arrays)}; expected {sorted(self._inputs)}")
         first = next(iter(arrays.values()), None)
-        # Without inputs: the largest that was captured.
+        # Without inputs: the largest recorded batch.
         rows = max(self.batches, default=self.rows) if first is None else (np.shape(first) or (0,))[0]
         given = []
         for name, (shape, dtype) in self._inputs.items():

@@ -1,4 +1,4 @@
-"""Libraries of arrays on a GPU: torch, CuPy, and any other, each with its stream and new arrays of its own."""
+"""Adapters to the libraries of GPU arrays (torch, CuPy, any other): their CUDA stream, new arrays, conversions."""
 
 from __future__ import annotations
 
@@ -12,52 +12,56 @@ from jointbert.cuda.device_array import LEGACY_STREAM, DeviceArray, bits_of
 from jointbert.cuda.module import call, load_module
 
 _under_way: deque[tuple[Any, list[Any]]] = deque()
-"""Behind each launch, an event, and what the launch reads and writes, until a later call finds it through. A library that takes
-its memory back as soon as nobody has an array any more, on a stream that does not wait for this one, would write over what has
-yet to be read; and giving our own memory back would wait for the launch."""
+"""For each unfinished launch, a CUDA event that follows it and the arrays that it uses. The arrays stay referenced until the
+event has passed. Otherwise their library could reuse the memory on another CUDA stream while the launch still reads it, and
+freeing memory of this package would wait for the launch."""
 _recorded: list[list[Any]] = []
-"""The same of launches that became part of a graph, which may be replayed as long as there is a process."""
+"""The arrays of launches that were captured in a CUDA graph. They are never released, because the graph may be replayed at any
+time."""
 
 
-def _keep(used: list[Any], stream: int, device: int) -> None:
+def _hold_until_finished(arrays: list[Any], cuda_stream: int, device: int) -> None:
     module = load_module()
     try:
-        event = None if module.is_capturing(stream, device) else module.Event(stream, device)
-    except RuntimeError:  # the next call says so; what was used is not forgotten
+        event = None if module.is_capturing(cuda_stream, device) else module.Event(cuda_stream, device)
+    except RuntimeError:  # the next call reports the error; without an event the arrays are kept for good
         event = None
     if event is None:
-        _recorded.append(used)
+        _recorded.append(arrays)
     else:
-        _under_way.append((event, used))
+        _under_way.append((event, arrays))
 
 
-def _forget_what_is_through() -> None:
+def _release_finished() -> None:
     for _ in range(len(_under_way)):
         try:
-            one = _under_way.popleft()
-        except IndexError:  # another thread's
+            launch = _under_way.popleft()
+        except IndexError:  # another thread took the last one
             return
-        if not one[0].passed:
-            _under_way.append(one)
+        if not launch[0].passed:
+            _under_way.append(launch)
 
 
 class TorchLibrary:
+    """torch: works on the current CUDA stream of the tensor's device."""
+
     def __init__(self, torch: Any, device: Any) -> None:
         self.torch, self.device = torch, device
-        self.stream = int(torch.cuda.current_stream(device).cuda_stream)
-        self.foreign: list[Any] = []
+        self.cuda_stream = int(torch.cuda.current_stream(device).cuda_stream)
+        self.foreign: list[Any] = []  # arrays of other libraries that the launch uses
 
     def read(self, tensor: Any) -> DeviceArray:
+        """Describes a tensor of this device, after a copy if it is not contiguous."""
         tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
         dtype = str(tensor.dtype).removeprefix("torch.")
-        return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), dtype, self.device.index, tensor, self.stream)
+        return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), dtype, self.device.index, tensor, self.cuda_stream)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         return self.read(self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self.device))
 
     def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
         kind = getattr(self.torch, dtype)
-        if isinstance(given, np.ndarray):  # from pinned memory, which torch keeps until the copy is done: nothing waits
+        if isinstance(given, np.ndarray):  # torch keeps pinned memory until the copy is done, so that nothing waits
             tensor = self.torch.tensor(given, dtype=kind, device="cpu", pin_memory=True)
         elif isinstance(given.owner, self.torch.Tensor):
             tensor = given.owner
@@ -66,29 +70,32 @@ class TorchLibrary:
             if given.dtype == "bfloat16":
                 tensor = self.torch.from_dlpack(given)
             else:
-                _order(given, self.stream)
+                _wait_for_writer(given, self.cuda_stream)
                 tensor = self.torch.as_tensor(given, device=self.torch.device("cuda", given.device))
         return self.read(tensor.to(self.device, kind, non_blocking=True).expand(shape))
 
     def enqueued(self) -> None:
-        if self.foreign:  # of its own, its allocator knows the stream
-            _keep(self.foreign, self.stream, self.device.index)
+        if self.foreign:  # torch's allocator takes care of torch's own arrays
+            _hold_until_finished(self.foreign, self.cuda_stream, self.device.index)
 
     def result(self, array: DeviceArray) -> Any:
         return array.owner
 
 
 class CuPyLibrary:
+    """CuPy: works on the current CUDA stream of the array's device."""
+
     def __init__(self, cupy: Any, device: int) -> None:
         self.cupy, self.device = cupy, device
-        self.foreign: list[Any] = []
+        self.foreign: list[Any] = []  # arrays of other libraries that the launch uses
         with cupy.cuda.Device(device):
-            self.stream = int(cupy.cuda.get_current_stream().ptr)
+            self.cuda_stream = int(cupy.cuda.get_current_stream().ptr)
 
     def read(self, array: Any) -> DeviceArray:
+        """Describes an array of this device, after a copy if it is not contiguous."""
         with self.cupy.cuda.Device(self.device):
             array = self.cupy.ascontiguousarray(array)
-        return DeviceArray(int(array.data.ptr), tuple(array.shape), array.dtype.name, self.device, array, self.stream)
+        return DeviceArray(int(array.data.ptr), tuple(array.shape), array.dtype.name, self.device, array, self.cuda_stream)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         with self.cupy.cuda.Device(self.device):
@@ -99,8 +106,8 @@ class CuPyLibrary:
         with self.cupy.cuda.Device(self.device):
             if isinstance(given, DeviceArray):
                 if given.dtype == "bfloat16":
-                    raise TypeError(f"{name}: got bfloat16, which CuPy does not have; expected another type")
-                # By DLPack, which orders streams: for the array interface CuPy would wait.
+                    raise TypeError(f"{name}: got bfloat16, which CuPy does not have; expected another dtype")
+                # DLPack makes the CUDA stream wait; with the array interface CuPy would block the host.
                 if type(given.owner).__module__.split(".")[0] == "cupy":
                     value = given.owner
                 else:
@@ -109,46 +116,46 @@ class CuPyLibrary:
             return self.read(self.cupy.broadcast_to(self.cupy.asarray(value, dtype=dtype), shape))
 
     def enqueued(self) -> None:
-        if self.foreign:  # of its own, its allocator knows the stream
-            _keep(self.foreign, self.stream, self.device)
+        if self.foreign:  # CuPy's allocator takes care of CuPy's own arrays
+            _hold_until_finished(self.foreign, self.cuda_stream, self.device)
 
     def result(self, array: DeviceArray) -> Any:
         return array.owner
 
 
 class OtherLibrary:
-    """A library of which nothing is known but its arrays."""
+    """Any other library, of which only the two array protocols are known. This package allocates new arrays itself."""
 
     def __init__(self, value: Any, array: DeviceArray) -> None:
         self.value, self.device = value, array.device
-        self.stream = array.stream or LEGACY_STREAM
-        self.used: list[Any] = [value, array.owner]
-        _forget_what_is_through()
+        self.cuda_stream = array.stream or LEGACY_STREAM
+        self.used: list[Any] = [value, array.owner]  # arrays that the launch uses
+        _release_finished()
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         memory = call(load_module().Memory, math.prod(shape) * bits_of(dtype) // 8, self.device)
         self.used.append(memory)
-        return DeviceArray(memory.address, shape, dtype, self.device, memory, self.stream)
+        return DeviceArray(memory.address, shape, dtype, self.device, memory, self.cuda_stream)
 
     def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
         if isinstance(given, np.ndarray):
-            return self._sent(np.array(np.broadcast_to(given, shape), dtype=dtype))
+            return self._copy_to_device(np.array(np.broadcast_to(given, shape), dtype=dtype))
         if given.device != self.device:
             raise ValueError(f"{name}: the array is on GPU {given.device}, the joints on GPU {self.device}")
         if given.shape != shape or given.dtype != dtype:
             raise ValueError(f"{name}: got {given.dtype} of the shape {given.shape}; expected {dtype} of the shape {shape}")
-        _order(given, self.stream)
+        _wait_for_writer(given, self.cuda_stream)
         self.used.append(given.owner)
         return given
 
-    def _sent(self, value: np.ndarray) -> DeviceArray:
+    def _copy_to_device(self, value: np.ndarray) -> DeviceArray:
         array = self.empty(value.shape, value.dtype.name)
-        call(load_module().copy, array.address, value.ctypes.data, value.nbytes, self.device, self.stream)
+        call(load_module().copy, array.address, value.ctypes.data, value.nbytes, self.device, self.cuda_stream)
         self.used.append(value)
         return array
 
     def enqueued(self) -> None:
-        _keep(self.used, self.stream, self.device)
+        _hold_until_finished(self.used, self.cuda_stream, self.device)
 
     def result(self, array: DeviceArray) -> Any:
         if hasattr(self.value, "__array_namespace__"):
@@ -156,7 +163,7 @@ class OtherLibrary:
         return array
 
 
-def _order(given: DeviceArray, stream: int) -> None:
-    """Lets a stream wait for whoever writes an array."""
-    if given.stream not in (None, stream):
-        call(load_module().order, given.stream, stream, given.device)
+def _wait_for_writer(given: DeviceArray, cuda_stream: int) -> None:
+    """Makes a CUDA stream wait for the one that writes an array."""
+    if given.stream not in (None, cuda_stream):
+        call(load_module().order, given.stream, cuda_stream, given.device)

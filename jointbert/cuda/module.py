@@ -1,4 +1,4 @@
-"""The native module ``jointbert._cuda``: loading it, saying what is missing, and what CUDA says."""
+"""Loads the native module ``jointbert._cuda`` and explains CUDA errors: what this build or this machine lacks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 _NOT_BUILT_FOR = (98, 200, 209, 218, 222)
-"""What CUDA says where there is no code for a GPU: invalid function or image, no image, PTX that can't be translated."""
+"""CUDA error codes of a build without code for the GPU: invalid function or image, no image, PTX that can't be compiled."""
 
 
 @lru_cache(maxsize=1)
 def load_module() -> Any:
-    """``jointbert._cuda``.
+    """Imports ``jointbert._cuda``.
 
     Raises:
-        ImportError: this installation was built without it.
+        ImportError: this installation was built without it, or it can't be loaded.
     """
     try:
         from jointbert import _cuda
@@ -31,10 +31,10 @@ def load_module() -> Any:
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function of the module.
+    """Calls a function of the native module.
 
     Raises:
-        RuntimeError: what CUDA says, and what this build and this machine have to do with it.
+        RuntimeError: a CUDA error; the message adds what this build or this machine lacks.
     """
     try:
         return function(*arguments)

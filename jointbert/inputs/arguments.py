@@ -50,7 +50,7 @@ def check_threads(threads: Any) -> int:
     return min(int(threads), MAX_THREADS)
 
 
-def check_device_stated(name: str, shape: tuple[int, ...], dtype: str, expected: tuple[int, ...]) -> None:
+def check_device_per_joint(name: str, shape: tuple[int, ...], dtype: str, expected: tuple[int, ...]) -> None:
     """Shape and dtype of what is said of joints on a GPU; the rules are those of arrays on the CPU."""
     kinds, what = (("bool", "int", "uint"), "bool") if name == "visible" else (("float", "bfloat", "int", "uint"), "numbers")
     if dtype.rstrip("0123456789") not in kinds:

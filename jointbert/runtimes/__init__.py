@@ -1,4 +1,4 @@
-"""The runtimes of the refiner: a registry of specs, and one file or folder a runtime, imported when it is loaded."""
+"""The runtimes that can run the refiner: a registry of their specs, and one module or package each, imported on demand."""
 
 from jointbert.runtimes.registry import (
     BACKENDS,

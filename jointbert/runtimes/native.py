@@ -1,4 +1,4 @@
-"""The refiner on CPU in C++ (``csrc/cpu``): what :func:`jointbert.refine` uses without further ado."""
+"""The refiner in C++ on the CPU (``csrc/cpu``), the default runtime of :func:`jointbert.refine`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class NativeBackend:
     """Runs the refiner on the CPU, in float32; poses are encoded and decoded in float64.
 
     Args:
-        weights: any number of layers; the other sizes are the thesis's, which the kernels are compiled for.
-        threads: at most so many work on a batch; a few poses stay on one. The result is the same, bit for bit.
+        weights: of any number of layers. The other sizes must be the thesis's, for which the kernels are compiled.
+        threads: the largest number of threads for a batch; a few poses use one. The results are bit-equal for any number.
         isa: one of ``jointbert._core.supported_isas()``, or ``"auto"`` for the best of them.
 
     Raises:
-        ValueError: weights of other sizes, a tensor missing, unknown, misshapen or not finite, an ``isa`` that this machine
-            doesn't run, no threads.
+        ValueError: weights of other sizes; a tensor that is missing, unknown, misshapen or not finite; an ``isa`` that this
+            machine doesn't support; fewer than one thread.
     """
 
     name = "native"
@@ -55,7 +55,7 @@ class NativeBackend:
 
 
 class NativeSequenceBackend:
-    """The second stage on the CPU.
+    """Runs the second stage on the CPU.
 
     Raises:
         ValueError: as :class:`NativeBackend`.
@@ -82,7 +82,8 @@ class NativeSequenceBackend:
 
 
 def run_by(network: Callable[[np.ndarray], np.ndarray], batch: Batch) -> Result:
-    """:meth:`NativeBackend.run` with another runtime's network: ``(n, 14, 8)`` features to ``(n, 14, 4)`` outputs, float32."""
+    """:meth:`NativeBackend.run` with another runtime's ``network``, from ``(n, 14, 8)`` features to ``(n, 14, 4)`` outputs,
+    float32."""
     return Result(*_core.run_by(network, *pose_arguments(batch)))
 
 
@@ -91,7 +92,7 @@ _Arguments = tuple[_Array, _Array, float, _Array | None, _Array | None, _Array |
 
 
 def pose_arguments(batch: Batch) -> _Arguments:
-    """A batch as the native module takes it."""
+    """A batch as the leading arguments of the native module's functions."""
     return (
         batch.joints,
         batch.permutation,

@@ -1,4 +1,4 @@
-"""Exported refiners in ONNX Runtime, on the CPU: no torch is needed."""
+"""Exported refiners in ONNX Runtime on the CPU, without torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from jointbert.runtimes.native import run_by
 from jointbert.weights import check_layout, find_weights, read_sizes
 
 CHUNK = 1024
-"""Poses that the session sees at a time: its memory grows with them."""
+"""Poses per call of the ONNX session, whose memory grows with their number."""
 
 
 class OnnxBackend:
-    """A refiner's ONNX file (``jointbert export``). Poses are encoded and decoded as the native backend does it.
+    """Runs a refiner's ONNX file (``jointbert export``). The native module encodes and decodes the poses.
 
     Raises:
-        ValueError: no readable ONNX file. ImportError: onnxruntime is not installed.
+        ValueError: the ONNX file can't be read. ImportError: onnxruntime is not installed.
     """
 
     name = "onnxruntime"
@@ -40,10 +40,10 @@ class OnnxBackend:
 
 
 def read_onnx(weights: str | os.PathLike[str]) -> Weights:
-    """What a refiner's ONNX file says of itself; the tensors stay in the file.
+    """The sizes and metadata of a refiner's ONNX file; the tensors are not read.
 
     Raises:
-        ValueError: no such file, or not a refiner's. ImportError: onnxruntime is not installed.
+        ValueError: there is no such file, or it is not a refiner's. ImportError: onnxruntime is not installed.
     """
     path = find_weights(weights)
     _, metadata = open_session(path, 1)
@@ -52,10 +52,10 @@ def read_onnx(weights: str | os.PathLike[str]) -> Weights:
 
 
 def open_session(path: Path, threads: int) -> tuple[Any, dict[str, str]]:
-    """A session and the file's metadata.
+    """An ONNX Runtime session for a file, and the file's metadata.
 
     Raises:
-        ValueError: no readable ONNX file. ImportError: onnxruntime is not installed.
+        ValueError: the ONNX file can't be read. ImportError: onnxruntime is not installed.
     """
     try:
         import onnxruntime
@@ -65,6 +65,6 @@ def open_session(path: Path, threads: int) -> tuple[Any, dict[str, str]]:
     options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has its own exceptions, in a private module
+    except Exception as error:  # onnxruntime's exception types are in a private module
         raise ValueError(f"{path}: no readable ONNX file ({' '.join(str(error).split())[:200]})") from None
     return session, dict(session.get_modelmeta().custom_metadata_map)

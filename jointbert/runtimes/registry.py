@@ -1,7 +1,7 @@
-"""The runtimes of the refiner, as specs: what each can do, what it needs, how it is loaded.
+"""The registry of runtimes: a spec for each says what it can do, what it needs and how it is loaded.
 
 ``Refiner``, the command line's help, ``jointbert info``, ``jointbert bench`` and the README's table all read :data:`RUNTIMES`.
-A new runtime is one file beside this one and one spec here. A runtime's own library is imported when it is loaded.
+To add a runtime, add a module beside this one and a spec here. A runtime's library is imported when the runtime is loaded.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ _CAPABILITIES: dict[Capability, str] = {
     "calibration": "calibrated persons",
 }
 FILE_PRECISION = "file"
-"""Stands for the precision of a model file that fixes it."""
+"""The precision of runtimes whose model file fixes it."""
 
 
 @dataclass(frozen=True)
 class RuntimeSpec:
-    """What a runtime can do.
+    """A runtime's capabilities and requirements.
 
     Attributes:
-        name: what ``backend=`` calls it.
-        summary: what it is, in a few words.
+        name: the value of ``backend=`` that selects it.
+        summary: a description in a few words.
         suffixes: of the weight files that it runs.
-        arrays: where the poses may lie: ``cpu``, ``gpu``.
-        precisions: of the products; the first is what ``precision="auto"`` means.
-        sequences, streams, calibration: whether it has a second stage for these.
-        requires: what has to be there, for people to read.
-        load: makes the backend from weights, CPU threads and a precision of ``precisions``. Raises ImportError where its
-            library is missing (the message says how to get it), RuntimeError without a device, ValueError for other weights.
-        read: reads the weights of its files.
+        arrays: memories that it takes poses from: ``cpu``, ``gpu``.
+        precisions: of the network's products; ``precision="auto"`` selects the first.
+        sequences, streams, calibration: whether its second stage supports sequences, online refinement, calibrated persons.
+        requires: requirements, as text for users.
+        load: makes the backend from weights, a number of CPU threads and one of ``precisions``. It raises ImportError if its
+            library is missing (the message says how to get it), RuntimeError without a device, ValueError for unsuitable
+            weights.
+        read: reads its weight files.
     """
 
     name: str
@@ -142,33 +143,34 @@ BACKENDS = tuple(spec.name for spec in RUNTIMES)
 
 
 def runtime(name: str) -> RuntimeSpec:
-    """The spec of a name.
+    """The spec of the runtime with this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such runtime.
     """
     for spec in RUNTIMES:
         if spec.name == name:
             return spec
-    raise ValueError(f"backend: got {name!r}; expected 'auto' or one of {_words(BACKENDS)}")
+    raise ValueError(f"backend: got {name!r}; expected 'auto' or one of {_quoted(BACKENDS)}")
 
 
 def candidates(backend: str, weights: Path) -> dict[str, RuntimeSpec]:
-    """For arrays on the ``cpu`` and on the ``gpu``, the runtime that ``backend`` means for a weight file.
+    """Selects the runtimes for a weight file: for arrays on the ``cpu`` and on the ``gpu``, the one that ``backend`` means.
 
-    ``auto`` is the first that runs such files and takes such arrays in their place.
+    For ``auto``, this is the first one that runs such files and takes arrays from that memory. Runtimes for one kind of memory
+    precede runtimes for both.
 
     Raises:
-        ValueError: an unknown name, or one that does not run such files.
+        ValueError: an unknown name, or a runtime that does not run such files.
     """
     if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend: got {backend!r}; expected 'auto' or one of {_words(BACKENDS)}")
+        raise ValueError(f"backend: got {backend!r}; expected 'auto' or one of {_quoted(BACKENDS)}")
     kind = file_kind(weights)
     able = [spec for spec in RUNTIMES if kind in spec.suffixes]
     if backend != "auto":
         spec = runtime(backend)
         if spec not in able:
-            names, own = _words(("auto", *(other.name for other in able)), " or "), " or ".join(spec.suffixes)
+            names, own = _quoted(("auto", *(other.name for other in able)), " or "), " or ".join(spec.suffixes)
             hint = " (jointbert export writes one)" if ".onnx" in spec.suffixes else ""
             raise ValueError(
                 f"backend: {backend!r} can't run {str(weights)!r}; expected {names} for a {kind} file, or weights as "
@@ -177,7 +179,6 @@ def candidates(backend: str, weights: Path) -> dict[str, RuntimeSpec]:
         able = [spec]
     found = {}
     for place in ("cpu", "gpu"):
-        # A runtime for one place goes before a runtime for both.
         fitting = sorted((spec for spec in able if place in spec.arrays), key=lambda spec: len(spec.arrays))
         if fitting:
             found[place] = fitting[0]
@@ -185,10 +186,10 @@ def candidates(backend: str, weights: Path) -> dict[str, RuntimeSpec]:
 
 
 def choose_precision(precision: str, specs: dict[str, RuntimeSpec]) -> str:
-    """Checks that one of several runtimes has a precision; ``auto`` is each one's own.
+    """Checks that at least one of several runtimes has a precision; ``auto`` is valid for all.
 
     Raises:
-        ValueError: none of them has it; the message lists what they have.
+        ValueError: none of them has it; the message lists their precisions.
     """
     known = {name: None for spec in specs.values() for name in spec.precisions if name != FILE_PRECISION}
     if precision == "auto" or (isinstance(precision, str) and precision in known):
@@ -198,19 +199,20 @@ def choose_precision(precision: str, specs: dict[str, RuntimeSpec]) -> str:
 
 
 def describe_precisions(spec: RuntimeSpec) -> str:
-    """For people to read: the first is what ``auto`` means."""
+    """A runtime's precisions as text; the first is the one that ``auto`` selects."""
     return ", ".join("the file's own" if name == FILE_PRECISION else name for name in spec.precisions)
 
 
 def load(spec: RuntimeSpec, weights: Weights, threads: int, precision: str = "auto") -> Backend:
-    """Loads a runtime in a precision.
+    """Loads a runtime with weights in a precision.
 
     Raises:
-        ValueError: it does not have that precision; weights that do not fit. ImportError, RuntimeError: what is missing.
+        ValueError: the runtime does not have that precision; unsuitable weights. ImportError: its library is missing.
+        RuntimeError: it has no device.
     """
     if precision != "auto" and (precision not in spec.precisions or precision == FILE_PRECISION):
         others = [other.name for other in RUNTIMES if precision in other.precisions]
-        advice = f"take backend {_words(others, ' or ')}, or 'auto' as precision" if others else "take 'auto'"
+        advice = f"take backend {_quoted(others, ' or ')}, or 'auto' as precision" if others else "take 'auto'"
         raise ValueError(
             f"precision: got {precision!r}, which backend {spec.name!r} does not have ({describe_precisions(spec)}); {advice}"
         )
@@ -218,52 +220,52 @@ def load(spec: RuntimeSpec, weights: Weights, threads: int, precision: str = "au
 
 
 def file_kind(path: Path) -> str:
-    """The suffix by which runtimes know a weight file; one that none knows is read as safetensors."""
+    """The file's suffix if a runtime runs such files, otherwise ``.safetensors``."""
     return path.suffix if any(path.suffix in spec.suffixes for spec in RUNTIMES) else ".safetensors"
 
 
 def load_any(weights: str | os.PathLike[str]) -> Weights:
-    """Reads weights of any file that a runtime knows, or shipped ones by name.
+    """Reads weights from a file of any runtime, or shipped weights by name.
 
     Raises:
-        ValueError: neither a shipped name nor such a file. ImportError: the library that reads the file is missing.
+        ValueError: neither a shipped name nor a weight file. ImportError: the library that reads the file is missing.
     """
     kind = file_kind(find_weights(weights))
     return next(spec.read for spec in RUNTIMES if kind in spec.suffixes)(weights)
 
 
 def refusal(spec: RuntimeSpec, capability: Capability) -> ValueError:
-    """The error where a runtime is asked for what it can't do: one sentence that names those that can."""
+    """The error for a capability that a runtime lacks; the message names the runtimes that have it."""
     able = [other for other in RUNTIMES if getattr(other, capability)]
-    means = [f"backend {_words([other.name for other in able], ' or ')}"]
+    remedies = [f"backend {_quoted([other.name for other in able], ' or ')}"]
     if "cpu" in spec.arrays and "gpu" in spec.arrays:
-        means.append("arrays on the CPU")
+        remedies.append("arrays on the CPU")
     if not any(suffix in other.suffixes for other in able for suffix in spec.suffixes):
-        means.append(f"{' or '.join(able[0].suffixes)} weights")
-    return ValueError(f"backend: {spec.name!r} has no {_CAPABILITIES[capability]}; take {', and '.join(means)}")
+        remedies.append(f"{' or '.join(able[0].suffixes)} weights")
+    return ValueError(f"backend: {spec.name!r} has no {_CAPABILITIES[capability]}; take {', and '.join(remedies)}")
 
 
 def capability_table() -> str:
-    """A Markdown table of what each runtime can do: the README's."""
+    """The Markdown table of the runtimes' capabilities that the README shows."""
     head = ("Backend", "Weights", "Arrays", "Precisions", "Single frames", "Sequences", "Streams", "Calibration", "Needs")
     rows = [head, ("---",) * len(head)]
     for spec in RUNTIMES:
-        words = {True: "yes", False: "–"}  # noqa: RUF001
+        yes_no = {True: "yes", False: "–"}  # noqa: RUF001
         rows.append(
             (
                 f"`{spec.name}`: {spec.summary}",
                 ", ".join(f"`{suffix}`" for suffix in spec.suffixes),
                 ", ".join(place.upper() for place in spec.arrays),
                 describe_precisions(spec),
-                words[True],
-                words[spec.sequences],
-                words[spec.streams],
-                words[spec.calibration],
+                yes_no[True],
+                yes_no[spec.sequences],
+                yes_no[spec.streams],
+                yes_no[spec.calibration],
                 spec.requires,
             )
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _words(names: tuple[str, ...] | list[str], between: str = ", ") -> str:
-    return between.join(map(repr, names))
+def _quoted(names: tuple[str, ...] | list[str], separator: str = ", ") -> str:
+    return separator.join(map(repr, names))

@@ -1,4 +1,4 @@
-"""The refiner in torch: the reference of the other backends, in float32 or float64."""
+"""The refiner in torch, in float32 or float64: the reference implementation of the other runtimes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RIGID_BONES = NYU14.rigid_bones
 
 
 class TorchBackend:
-    """Runs :class:`JointRefiner` on the CPU; ``dtype=torch.float64`` is the reference of the tolerances."""
+    """Runs :class:`JointRefiner` on the CPU. Tests measure other runtimes' deviations from ``dtype=torch.float64``."""
 
     name = "torch"
     precision = "f32"
@@ -44,7 +44,7 @@ class TorchBackend:
         return poses.result(*self.refine(poses))
 
     def refine(self, poses: Canonical) -> tuple[Tensor, Tensor]:
-        """Refined joints and sigma, millimetres, of the frames that can be refined."""
+        """Refined joints ``(n, 14, 3)`` and sigma ``(n, 14)`` of the n frames that can be refined, millimetres."""
         good = poses.good
         features, mean = encode(*(x[good] for x in (poses.joints, poses.observed, poses.confidence, poses.error_mm)))
         output = self.model(features.to(self.dtype)).double()
@@ -55,7 +55,7 @@ class TorchBackend:
 
 
 class TorchSequenceBackend:
-    """The second stage in torch; sequences as a whole, no streams."""
+    """Runs the second stage in torch, on whole sequences only: there is no online refinement."""
 
     def __init__(self, first: TorchBackend, weights: Weights) -> None:
         self.first = first
@@ -67,7 +67,7 @@ class TorchSequenceBackend:
     def run(self, batch: Batch, lengths_mm: np.ndarray | None, alone: bool) -> Result:
         poses = Canonical.of(batch, slice(None))
         good = poses.good
-        axis = 1 if alone else 0  # a batch of sequences of one frame, or one sequence
+        axis = 1 if alone else 0  # single frames: N sequences of one frame; otherwise one sequence of N frames
         if not len(good):
             return Result(*poses.result(poses.joints, poses.confidence))
         lengths = None if lengths_mm is None else torch.tensor(lengths_mm)
@@ -100,7 +100,8 @@ class TorchSequenceBackend:
 
 @dataclass(frozen=True)
 class Canonical:
-    """Poses in float64 millimetres, canonical order, right hand, and what is known of each frame before the network runs."""
+    """A batch in canonical form (float64, millimetres, canonical order, right hand), and each frame's status before
+    refinement."""
 
     batch: Batch
     given: Tensor  # [N, 14, 3], as the user gave them
@@ -108,13 +109,14 @@ class Canonical:
     observed: Tensor  # [N, 14]
     confidence: Tensor  # [N, 14]; NaN: unknown
     error_mm: Tensor  # [N, 14]; NaN: unknown
-    sign: Tensor  # [N, 1]
+    sign: Tensor  # [N, 1]: -1 for left hands, whose x is negated
     status: Tensor  # [N] uint8
-    size: Tensor  # [N]
+    size: Tensor  # [N]: root mean square distance of the observed joints from their mean, mm
     permutation: Tensor  # [14]
 
     @classmethod
     def of(cls, batch: Batch, rows: slice) -> Canonical:
+        """Converts some rows of a batch."""
         permutation = torch.from_numpy(batch.permutation.astype(np.int64))
         given = torch.tensor(batch.joints[rows])  # copies: the input may be read-only
         joints = given.double()[:, permutation] * batch.mm_per_unit
@@ -147,7 +149,7 @@ class Canonical:
         return self.status == int(Status.REFINED)
 
     def result(self, refined: Tensor, sigma: Tensor) -> tuple[np.ndarray, ...]:
-        """The fields of a :class:`Result` from the :attr:`good` frames' refined joints and sigma, in millimetres."""
+        """The fields of a :class:`Result`, from refined joints and sigma of the :attr:`good` frames in millimetres."""
         good = self.good
         out = self.given.clone()
         out_sigma = torch.full(self.observed.shape, torch.nan, dtype=torch.float32)
@@ -161,16 +163,17 @@ class Canonical:
 
 
 def chirality(joints: Tensor, observed: Tensor, skeleton: Skeleton = NYU14) -> Tensor:
-    """Signed side of the hand, in millimetres: negative for a right hand, positive for a left (or mirrored) one.
+    """A signed measure of the hand's side, in millimetres: negative for right hands, positive for left or mirrored ones.
 
-    The palm's normal, from the direction index to pinky and the direction wrist to fingers, against the direction in which
-    fingers curl plus that in which the thumb stands. On the NYU ground truth its sign is right for 99.8 % of the frames.
+    The palm's normal is the cross product of the directions from index to little finger and from wrist to fingers. The measure
+    is the component along this normal of a vector to the palm's side: the mean direction in which the fingers curl, plus the
+    direction from the palm to the thumb. On the NYU ground truth the sign is right for 99.8 % of the frames.
 
     Args:
         joints: ``(B, J, 3)``, the skeleton's order. observed: ``(B, J)``.
 
     Returns:
-        ``(B,)``; NaN where a joint that it needs is missing or the palm has no normal.
+        ``(B,)``; NaN if a joint of the palm frame is missing or the palm has no normal.
     """
     palm = skeleton.palm_frame
     tips, near = ([pair[end] for pair in palm.curl] for end in (0, 1))

@@ -59,7 +59,7 @@ def on_gpu(backend: CudaBackend, joints: np.ndarray, variant: int = -1) -> tuple
         library.empty((n,), "float32"),
     )
     batch = DeviceBatch(given, np.arange(14, dtype=np.int32), 1.0, False, None, None, None)
-    backend.enqueue(batch, out, library.stream, variant)
+    backend.enqueue(batch, out, library.cuda_stream, variant)
     assert (library.result(out.status).cpu().numpy() == Status.REFINED).all()
     return library.result(out.joints).cpu().numpy(), library.result(out.sigma).cpu().numpy()
 

@@ -1,4 +1,4 @@
-"""The refiner on NVIDIA GPUs (``csrc/cuda/refiner``): weights on each GPU, launches, recorded graphs for NumPy arrays."""
+"""The backend ``cuda`` (``csrc/cuda/refiner``): weights on each GPU, kernel launches, CUDA graphs for NumPy arrays."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from jointbert.runtimes.cuda.user_arrays import refine_arrays
 
 
 class CudaBackend:
-    """Runs the refiner on GPUs, in one launch a batch; the result is the same alone or in a batch, bit for bit.
+    """Runs the refiner on GPUs with one launch per batch. A pose's result is bit-equal alone and in any batch.
 
     Args:
-        weights: any number of layers; the other sizes are the thesis's, which the kernels are compiled for.
+        weights: of any number of layers. The other sizes must be the thesis's, for which the kernels are compiled.
         threads: not used.
         precision: of the weights and the products' factors, ``"f16"`` or ``"bf16"``; sums are float32, poses are encoded and
             decoded in float64.
         device: the GPU for NumPy arrays; arrays on a GPU stay on theirs.
 
     Raises:
-        ImportError: an installation without GPU kernels. RuntimeError: no GPU. ValueError: another precision, weights of other
-            sizes, or that a precision can't hold; when a GPU is first used, a precision that it does not multiply.
+        ImportError: an installation without GPU kernels. RuntimeError: no GPU. ValueError: another precision; weights of other
+            sizes or outside the precision's range; at the first use of a GPU, a precision that the GPU does not support.
     """
 
     name = "cuda"
     detail = ""
     measured_sizes: tuple[int, ...] = tuple(1 << k for k in range(13))
-    """Numbers of poses for which the kernel's variants are timed when a GPU gets the weights: a tenth of a second by
-    the latency model, after which the fastest is taken. All variants give the same bits."""
-    _most_rows = 1024
-    _most_sessions = 8
+    """Batch sizes for which the kernel's variants are timed when the weights are first sent to a GPU. Later launches use the
+    fastest variant. By the latency model this takes a tenth of a second. All variants give bit-equal results."""
+    _max_rows = 1024
+    _max_sessions = 8
 
     def __init__(self, weights: Weights, threads: int = 1, precision: str = "f16", device: int = 0) -> None:
         if precision not in PRECISIONS:
@@ -62,10 +62,10 @@ class CudaBackend:
         self._lock = RLock()
 
     def refiner(self, device: int) -> Any:
-        """``_cuda.Refiner`` on a device, which holds the weights there; made and measured when it is first asked for.
+        """The ``_cuda.Refiner`` that holds the weights on a GPU. The first call makes it and times the kernel's variants.
 
         Raises:
-            RuntimeError: what CUDA says. ValueError: ``bf16`` on a GPU before compute capability 8.0.
+            RuntimeError: a CUDA error. ValueError: ``bf16`` on a GPU before compute capability 8.0.
         """
         with self._lock:
             if device not in self._refiners:
@@ -76,15 +76,14 @@ class CudaBackend:
                 self._refiners[device] = made
             return self._refiners[device]
 
-    def enqueue(self, batch: DeviceBatch, out: DeviceResult, stream: int, variant: int = -1) -> None:
-        """Enqueues one launch on a stream and waits for nothing.
+    def enqueue(self, batch: DeviceBatch, out: DeviceResult, cuda_stream: int, variant: int = -1) -> None:
+        """Enqueues one launch on a CUDA stream, without waiting for it.
 
-        ``variant``: 0 clusters, 1 a cooperative grid, 2 tiles (``csrc/cuda/refiner.h``); -1: what measured fastest.
+        ``variant``: 0 clusters, 1 a cooperative grid, 2 tiles (``csrc/cuda/refiner.h``); -1: the fastest in the timing.
 
         Raises:
-            RuntimeError: what CUDA says of the launch. ValueError: a variant that this GPU does not run; as :meth:`refiner`.
+            RuntimeError: a CUDA error. ValueError: a variant that this GPU does not support; as :meth:`refiner`.
         """
-
         self.check_process()
 
         def address(array: object) -> int:
@@ -101,13 +100,14 @@ class CudaBackend:
             *map(address, (batch.mirror, batch.visible, batch.confidence, batch.error_mm)),
             batch.error_mm if isinstance(batch.error_mm, float) else np.nan,
             *map(address, (out.joints, out.sigma, out.status, out.size_mm, out.chirality)),
-            stream,
+            cuda_stream,
             variant,
         )
 
     def run_on_device(self, batch: DeviceBatch, library: Library, leading: tuple[int, ...], checks: bool) -> DeviceResult:
-        """Refines poses where they are, on their library's stream; results have the ``leading`` dimensions of the input.
-        ``checks``: with what the checks look at.
+        """Refines poses on their GPU, on their library's CUDA stream.
+
+        The results have the ``leading`` dimensions of the input. ``checks``: also give size and chirality, for the checks.
 
         Raises:
             RuntimeError, ValueError: as :meth:`enqueue`.
@@ -122,7 +122,7 @@ class CudaBackend:
         )
         if count:
             try:
-                self.enqueue(batch, out, library.stream)
+                self.enqueue(batch, out, library.cuda_stream)
             finally:
                 library.enqueued()
         return out
@@ -131,16 +131,16 @@ class CudaBackend:
         """Refines an array of any library on a GPU: see :func:`jointbert.runtimes.cuda.user_arrays.refine_arrays`."""
         return refine_arrays(self, joints, options)
 
-    def to_host(self, array: DeviceArray, stream: int) -> np.ndarray:
-        """A copy in NumPy; waits for the stream."""
+    def to_host(self, array: DeviceArray, cuda_stream: int) -> np.ndarray:
+        """Copies an array to NumPy, after all work on the CUDA stream has finished."""
         out = np.empty(array.shape, array.dtype)
         if out.size:
-            call(self._module.copy, out.ctypes.data, array.address, out.nbytes, array.device, stream)
-            call(self._module.synchronize, stream, array.device)
+            call(self._module.copy, out.ctypes.data, array.address, out.nbytes, array.device, cuda_stream)
+            call(self._module.synchronize, cuda_stream, array.device)
         return out
 
     def run(self, batch: Batch) -> Result:
-        """Refines poses in the host's memory, ``(N, 14, 3)``: one graph launch for up to 1024; see
+        """Refines NumPy poses ``(N, 14, 3)``, with one launch of a CUDA graph for each 1024; see
         :class:`jointbert.contract.Backend`.
 
         Raises:
@@ -148,7 +148,7 @@ class CudaBackend:
         """
         self.check_process()
         count = len(batch.joints)
-        parts = [self._replay(batch, slice(i, min(i + self._most_rows, count))) for i in range(0, count, self._most_rows)]
+        parts = [self._replay(batch, slice(i, min(i + self._max_rows, count))) for i in range(0, count, self._max_rows)]
         if not parts:
             none = np.empty(0, np.float32)
             return Result(batch.joints, np.empty((0, NUM_JOINTS), np.float32), np.empty(0, np.uint8), none, none)
@@ -162,7 +162,7 @@ class CudaBackend:
             return np.full((count, *shape), fill, dtype) if array is None else array[rows]
 
         session = self._session(batch)
-        size = min(1 << (count - 1).bit_length(), self._most_rows)
+        size = min(1 << (count - 1).bit_length(), self._max_rows)
         if size not in session.batches:
             self._record(session, batch, size)
         return session(
@@ -174,7 +174,7 @@ class CudaBackend:
         )
 
     def _session(self, batch: Batch) -> GraphSession:
-        """The graphs for poses of this type, unit and order, which are part of what was recorded."""
+        """The session whose graphs were recorded for this type, unit and joint order; at most eight are kept."""
         key = (batch.joints.dtype.name, batch.mm_per_unit, batch.permutation.tobytes())
         with self._lock:
             session = self._sessions.get(key)
@@ -195,16 +195,16 @@ class CudaBackend:
                         "size_mm": ((), "float32"),
                         "chirality": ((), "float32"),
                     },
-                    rows=self._most_rows,
+                    rows=self._max_rows,
                     device=self.device,
                 )
             self._sessions.move_to_end(key)
-            while len(self._sessions) > self._most_sessions:
+            while len(self._sessions) > self._max_sessions:
                 self._sessions.popitem(last=False)
             return session
 
     def _record(self, session: GraphSession, batch: Batch, size: int) -> None:
-        self.refiner(self.device)  # weights can't be sent to the device within a capture
+        self.refiner(self.device)  # the weights can't be sent to the device during a capture
 
         def enqueue(rows: int) -> None:
             at = {name: session.input(name, rows) for name in ("joints", "mirror", "visible", "confidence", "error_mm")}
@@ -217,13 +217,13 @@ class CudaBackend:
                 session.capture(enqueue, (size,))
 
     def check_process(self) -> None:
-        """Before any lock, which a thread may have held that does not exist here.
+        """Checks that this process made the backend. It takes no lock, because a fork may have copied a lock that is held.
 
         Raises:
-            RuntimeError: another process made this one.
+            RuntimeError: the backend was made before a fork.
         """
         if os.getpid() != self._process:
             raise RuntimeError(
-                "backend 'cuda': this process was forked from the one that made it, and CUDA does not follow; start it by "
-                "multiprocessing's 'spawn'"
+                "backend 'cuda': this process was forked from the one that made it, and CUDA does not work after a fork; "
+                "start it by multiprocessing's 'spawn'"
             )

@@ -1,4 +1,4 @@
-"""A refiner's weights as the CUDA kernels read them (``csrc/cuda/refiner``)."""
+"""Packs a refiner's weights into the layout that the CUDA kernels read (``csrc/cuda/refiner``)."""
 
 from __future__ import annotations
 
@@ -42,23 +42,24 @@ class KernelSizes(NamedTuple):
 def pack(weights: Weights, precision: str, kernels: KernelSizes) -> tuple[np.ndarray, np.ndarray]:
     """The weights as the kernels read them: ``csrc/cuda/refiner/refiner.h``'s ``Ends`` and ``Chunk``.
 
-    LayerNorm's weights and the attention's scale (for powers of 2) are multiplied into the matrices behind them before these
-    are rounded. A bias of keys shifts all scores of a row alike, which softmax does not see; one of values passes through it.
+    LayerNorm's scale and shift, and the attention's scale (for a softmax with powers of 2), are folded into the following
+    linear layers before these are rounded. The keys' bias is left out, because it adds the same number to all scores of a row,
+    which softmax ignores. The values' bias is folded into the projection, because attention weights add up to 1.
 
     Returns:
-        ``(4 k,)`` float32 ends; ``(layers, 16, 17024)`` bytes of chunks.
+        The embedding and the head, ``(4 k,)`` float32, and the layers' chunks, ``(layers, 16, 17024)`` bytes.
 
     Raises:
-        ValueError: weights of other sizes, a value that the precision can't hold.
+        ValueError: weights of other sizes, or a value outside the precision's range.
     """
     key = kernels.misfit(weights.sizes)
     if key is not None:
         raise ValueError(f"weights: {key} is {weights.sizes[key]}; the GPU's kernels are compiled for {getattr(kernels, key)}")
     w = {name: value.astype(np.float64) for name, value in weights.tensors.items()}
-    head, bias = _folded(w["head.weight"], w["head.bias"], w["norm.weight"], w["norm.bias"])
+    head, bias = _fold_norm(w["head.weight"], w["head.bias"], w["norm.weight"], w["norm.bias"])
     joints = w["joint_embedding"]
     parts = [w["embed.weight"].T, joints + w["embed.bias"], joints + w["mask"], head, bias, w["observed_gain"], np.zeros(3)]
-    ends = _finite(np.concatenate([part.ravel() for part in parts]), np.float32, "f32")
+    ends = _convert_finite(np.concatenate([part.ravel() for part in parts]), np.float32, "f32")
     layers = [
         _pack_layer({k.removeprefix(f"layers.{i}."): v for k, v in w.items()}, precision, kernels)
         for i in range(weights.sizes["layers"])
@@ -69,8 +70,8 @@ def pack(weights: Weights, precision: str, kernels: KernelSizes) -> tuple[np.nda
 def _pack_layer(w: dict[str, np.ndarray], precision: str, kernels: KernelSizes) -> np.ndarray:
     heads, width, columns = kernels.heads, kernels.width, kernels.inner
     dims = width // heads
-    qkv, qkv_bias = _folded(w["qkv.weight"], w["qkv.bias"], w["norm1.weight"], w["norm1.bias"])
-    up, up_bias = _folded(w["fc1.weight"], w["fc1.bias"], w["norm2.weight"], w["norm2.bias"])
+    qkv, qkv_bias = _fold_norm(w["qkv.weight"], w["qkv.bias"], w["norm1.weight"], w["norm1.bias"])
+    up, up_bias = _fold_norm(w["fc1.weight"], w["fc1.bias"], w["norm2.weight"], w["norm2.bias"])
     query, key, value = qkv.reshape(3, heads, dims, width)
     scale = dims**-0.5 * np.log2(np.e)
     proj = w["proj.weight"]
@@ -85,22 +86,22 @@ def _pack_layer(w: dict[str, np.ndarray], precision: str, kernels: KernelSizes) 
         to_proj = _fragment_b(proj[:, dims * h : dims * (h + 1)])  # [16 tiles, 1 step, ...]: two tiles a lane's 16 bytes
         chunks.append(
             [
-                _pairs(_fragment_b(scale * query[h])),
-                _pairs(_fragment_b(key[h])),
+                _join_pairs(_fragment_b(scale * query[h])),
+                _join_pairs(_fragment_b(key[h])),
                 _fragment_a(value[h]),
-                _pairs(to_proj.swapaxes(0, 1)),
+                _join_pairs(to_proj.swapaxes(0, 1)),
             ]
         )
     for c in range(kernels.chunks - heads):
         part = slice(columns * c, columns * (c + 1))
-        chunks.append([_pairs(_fragment_b(up[part])), _pairs(_fragment_b(w["fc2.weight"][:, part]))])
+        chunks.append([_join_pairs(_fragment_b(up[part])), _join_pairs(_fragment_b(w["fc2.weight"][:, part]))])
     matrices = np.stack([np.concatenate([part.reshape(-1, 32, 8) for part in chunk]) for chunk in chunks])
-    sixteen = _rounded(matrices, precision).reshape(kernels.chunks, -1).view(np.uint8)
-    return np.concatenate([sixteen, _finite(np.concatenate([inner, outer], 1), np.float32, "f32").view(np.uint8)], 1)
+    sixteen = _round_to(matrices, precision).reshape(kernels.chunks, -1).view(np.uint8)
+    return np.concatenate([sixteen, _convert_finite(np.concatenate([inner, outer], 1), np.float32, "f32").view(np.uint8)], 1)
 
 
-def _folded(weight: np.ndarray, bias: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A linear layer that takes a LayerNorm's own weights in."""
+def _fold_norm(weight: np.ndarray, bias: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A linear layer with the scale and shift of the LayerNorm before it folded in: its weight and bias."""
     return weight * scale, bias + weight @ shift
 
 
@@ -111,8 +112,8 @@ def _fragment_b(weight: np.ndarray) -> np.ndarray:
     return tiles.transpose(0, 2, 1, 4, 3, 5).reshape(n // 8, k // 16, 32, 4)
 
 
-def _pairs(tiles: np.ndarray) -> np.ndarray:
-    """Neighbours of the second axis side by side in each lane: ``(a, b, 32, 4)`` to ``(a, b / 2, 32, 8)``."""
+def _join_pairs(tiles: np.ndarray) -> np.ndarray:
+    """Joins each two neighbours of the second axis in each lane: ``(a, b, 32, 4)`` to ``(a, b / 2, 32, 8)``."""
     a, b = tiles.shape[:2]
     return tiles.reshape(a, b // 2, 2, 32, 4).swapaxes(2, 3).reshape(a, b // 2, 32, 8)
 
@@ -123,17 +124,17 @@ def _fragment_a(matrix: np.ndarray) -> np.ndarray:
     return tiles.transpose(2, 1, 4, 3, 0, 5).reshape(-1, 32, 8)
 
 
-def _rounded(values: np.ndarray, precision: str) -> np.ndarray:
+def _round_to(values: np.ndarray, precision: str) -> np.ndarray:
     if precision == "f16":
-        return _finite(values, np.float16, "f16", "; take precision 'bf16'")
-    bits = _finite(values, np.float32, "bf16").view(np.uint32).astype(np.uint64)
+        return _convert_finite(values, np.float16, "f16", "; take precision 'bf16'")
+    bits = _convert_finite(values, np.float32, "bf16").view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     if (rounded & 0x7F80 == 0x7F80).any():
         raise ValueError("weights: a value is too large for bf16, or is no number")
     return rounded.astype(np.uint16)
 
 
-def _finite(values: np.ndarray, dtype: type, name: str, advice: str = "") -> np.ndarray:
+def _convert_finite(values: np.ndarray, dtype: type, name: str, advice: str = "") -> np.ndarray:
     with np.errstate(over="ignore"):
         rounded: np.ndarray = values.astype(dtype)
     if not np.isfinite(rounded).all():

@@ -1,4 +1,4 @@
-"""Poses of any library's arrays on a GPU: checked by shape and type, refined where they lie, on their library's stream."""
+"""Refines GPU arrays of any library: checks them and runs the backend on their GPU, on their library's CUDA stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jointbert.inputs.arguments import (
     UNITS_MM,
     check_confidence,
     check_device_joints,
-    check_device_stated,
+    check_device_per_joint,
     check_error,
     check_hand,
     check_units,
@@ -30,20 +30,20 @@ _Check = Callable[[Any, tuple[int, ...]], np.ndarray]
 
 
 class DeviceRunner(Protocol):
-    """What of the backend is needed here."""
+    """The methods of the backend that this module calls."""
 
     def check_process(self) -> None: ...
 
     def run_on_device(self, batch: DeviceBatch, library: Library, leading: tuple[int, ...], checks: bool) -> DeviceResult: ...
 
-    def to_host(self, array: DeviceArray, stream: int) -> np.ndarray: ...
+    def to_host(self, array: DeviceArray, cuda_stream: int) -> np.ndarray: ...
 
 
 def refine_arrays(backend: DeviceRunner, joints: Any, options: RefineOptions, skeleton: Skeleton = NYU14) -> Refinement:
-    """Refines poses where they are; without ``options.check`` nothing waits for the GPU.
+    """Refines poses on their GPU. Without ``options.check`` the call does not wait for the result.
 
     Raises:
-        ValueError, TypeError: as :func:`jointbert.refine`. RuntimeError: what CUDA says.
+        ValueError, TypeError: as :func:`jointbert.refine`. RuntimeError: a CUDA error.
     """
     check_units(options.units)
     permutation = skeleton.resolve_order(options.order)
@@ -53,53 +53,56 @@ def refine_arrays(backend: DeviceRunner, joints: Any, options: RefineOptions, sk
     leading = given.shape[:-2]
     count = math.prod(leading)
     mirror = check_hand(options.hand, leading)
-    side: DeviceArray | bool = mirror is not None and bool(mirror.all())
-    if mirror is not None and mirror.any() and not side:
-        side = library.converted(mirror, (count,), "bool", "hand")
-    stated = _Stated(backend, library, (*leading, NUM_JOINTS), options.check)
+    mirrored: DeviceArray | bool = mirror is not None and bool(mirror.all())
+    if mirror is not None and mirror.any() and not mirrored:
+        mirrored = library.converted(mirror, (count,), "bool", "hand")
+    per_joint = _PerJointArguments(backend, library, (*leading, NUM_JOINTS), options.check)
     batch = DeviceBatch(
         joints=replace(given, shape=(count, NUM_JOINTS, 3)),
         permutation=permutation,
         mm_per_unit=UNITS_MM[options.units],
-        mirror=side,
-        visible=stated.on_gpu(options.visible, "visible", "bool", check_visible),
-        confidence=stated.on_gpu(options.confidence, "confidence", "float32", check_confidence),
+        mirror=mirrored,
+        visible=per_joint.on_gpu(options.visible, "visible", "bool", check_visible),
+        confidence=per_joint.on_gpu(options.confidence, "confidence", "float32", check_confidence),
         error_mm=float(check_error(options.error_mm, (NUM_JOINTS,))[0, 0])
         if np.isscalar(options.error_mm)
-        else stated.on_gpu(options.error_mm, "error_mm", "float32", check_error),
+        else per_joint.on_gpu(options.error_mm, "error_mm", "float32", check_error),
     )
     result = backend.run_on_device(batch, library, leading, options.check)
-    noticed = _noticed(backend, result, library) if options.check and count else None
+    noticed = _to_check(backend, result, library) if options.check and count else None
     refined, sigma, status = (library.result(x) for x in (result.joints, result.sigma, result.status))
     return Refinement(refined, sigma, status, noticed, mirror)
 
 
-class _Stated:
-    """What is said of each joint, brought to the joints' GPU."""
+class _PerJointArguments:
+    """Brings the arguments for each joint (visible, confidence, error_mm) to the joints' GPU."""
 
-    def __init__(self, backend: DeviceRunner, library: Library, per_joint: tuple[int, ...], check: bool) -> None:
-        self.backend, self.library, self.per_joint, self.check = backend, library, per_joint, check
+    def __init__(self, backend: DeviceRunner, library: Library, shape: tuple[int, ...], check: bool) -> None:
+        self.backend, self.library, self.shape, self.check = backend, library, shape, check
 
-    def on_gpu(self, value: Any, name: str, dtype: str, checked: _Check) -> DeviceArray | None:
-        """An argument as an array of ``dtype`` on the GPU; ``checked`` looks at its values where that waits for nothing, or
-        where the call is to check."""
+    def on_gpu(self, value: Any, name: str, dtype: str, check_values: _Check) -> DeviceArray | None:
+        """An argument as an array of ``dtype`` on the GPU.
+
+        ``check_values`` checks arguments in the host's memory always, and arguments on a GPU only if the call asked for checks,
+        because that waits for the GPU.
+        """
         if value is None:
             return None
         if not is_on_gpu(value):
-            return self.library.converted(checked(value, self.per_joint).reshape(self.per_joint), self.per_joint, dtype, name)
-        there, _ = read(value, name, self.library.stream)
-        check_device_stated(name, there.shape, there.dtype, self.per_joint)
-        array = self.library.converted(there, self.per_joint, dtype, name)
-        if self.check:  # as it was given: rounding hides what is out of range
-            source = there if there.dtype in NUMPY_TYPES else array
-            checked(self.backend.to_host(source, self.library.stream), self.per_joint)
+            return self.library.converted(check_values(value, self.shape).reshape(self.shape), self.shape, dtype, name)
+        given, _ = read(value, name, self.library.cuda_stream)
+        check_device_per_joint(name, given.shape, given.dtype, self.shape)
+        array = self.library.converted(given, self.shape, dtype, name)
+        if self.check:  # in the given dtype, because rounding may hide values out of range
+            source = given if given.dtype in NUMPY_TYPES else array
+            check_values(self.backend.to_host(source, self.library.cuda_stream), self.shape)
         return array
 
 
-def _noticed(backend: DeviceRunner, result: DeviceResult, library: Library) -> Result:
-    """What the checks look at, on the host; waits for the result."""
+def _to_check(backend: DeviceRunner, result: DeviceResult, library: Library) -> Result:
+    """The parts of the result that the checks need, on the host; waits for the GPU."""
     assert result.size_mm is not None
     assert result.chirality is not None
-    looked_at = (result.status, result.sigma, result.size_mm, result.chirality)
-    status, sigma, size, chirality = (backend.to_host(x, library.stream) for x in looked_at)
+    arrays = (result.status, result.sigma, result.size_mm, result.chirality)
+    status, sigma, size, chirality = (backend.to_host(x, library.cuda_stream) for x in arrays)
     return Result(np.empty(0), sigma.reshape(-1, NUM_JOINTS), status.reshape(-1), size, chirality)
