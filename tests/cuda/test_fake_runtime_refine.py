@@ -275,12 +275,12 @@ def test_the_estimators_refiner_as_one_launch(few: np.ndarray, small: Path, monk
     class OnHost:
         """torch, with host tensors as GPU tensors."""
 
-        stream = 0
+        cuda_stream = 0
 
         def read(self, tensor: Any) -> DeviceArray:
             tensor = tensor.contiguous()
             dtype = str(tensor.dtype).removeprefix("torch.")
-            return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), dtype, 0, tensor, self.stream)
+            return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), dtype, 0, tensor, self.cuda_stream)
 
         def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
             return self.read(torch.empty(shape, dtype=getattr(torch, dtype)))
@@ -291,7 +291,7 @@ def test_the_estimators_refiner_as_one_launch(few: np.ndarray, small: Path, monk
         def enqueued(self) -> None: ...
 
         def result(self, array: DeviceArray) -> Any:
-            load_module().synchronize(self.stream, 0)
+            load_module().synchronize(self.cuda_stream, 0)
             return array.owner
 
     monkeypatch.setattr(torch_runtime, "read", lambda tensor, name: (OnHost().read(tensor), OnHost()))
