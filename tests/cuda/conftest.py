@@ -23,6 +23,7 @@ from jointbert.cuda.module import load_module
 from jointbert.runtimes.cuda import CudaBackend
 from jointbert.weights import load_weights
 from tests.support.cuda_builds import CSRC, EMULATION, MODULE_SOURCES, ROOT, compile_for_host
+from tests.support.once import once
 
 HostBuild = Callable[..., ctypes.CDLL]
 
@@ -32,9 +33,16 @@ def build_for_host(tmp_path_factory: pytest.TempPathFactory) -> HostBuild:
     """Compiles a harness of tests/emulation around a kernel file of csrc/cuda, or of a changed copy of csrc, and loads it."""
 
     def build(harness: str, kernels: str, csrc: Path = CSRC) -> ctypes.CDLL:
-        library = tmp_path_factory.mktemp("host") / f"{Path(harness).stem}.so"
-        options = [f'-DSOURCE="{csrc / "cuda" / kernels}"']
-        return ctypes.CDLL(str(compile_for_host(library, [EMULATION / harness], options)))
+        name, options = f"{Path(harness).stem}.so", [f'-DSOURCE="{csrc / "cuda" / kernels}"']
+
+        def compile_in(folder: Path) -> None:
+            compile_for_host(folder / name, [EMULATION / harness], options)
+
+        if csrc == CSRC:
+            return ctypes.CDLL(str(once(tmp_path_factory, Path(harness).stem, compile_in) / name))
+        folder = tmp_path_factory.mktemp("host")
+        compile_in(folder)
+        return ctypes.CDLL(str(folder / name))
 
     return build
 
@@ -46,7 +54,8 @@ def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
     options = ["-fvisibility=hidden", '-DJOINTBERT_CUDA_ARCHS="emulated"', *(f"-isystem{i}" for i in includes)]
     sources = [*(ROOT / source for source in MODULE_SOURCES), EMULATION / "fake_cuda_runtime.cpp"]
-    path = compile_for_host(tmp_path_factory.mktemp("module") / "_cuda.so", sources, options)
+    folder = once(tmp_path_factory, "emulated", lambda folder: compile_for_host(folder / "_cuda.so", sources, options))
+    path = folder / "_cuda.so"
     spec = importlib.util.spec_from_file_location("jointbert._cuda", path)
     assert spec is not None
     assert spec.loader is not None
