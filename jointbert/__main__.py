@@ -1,4 +1,4 @@
-"""``python -m jointbert``."""
+"""Runs the command line as ``python -m jointbert``."""
 
 from jointbert.cli import main
 

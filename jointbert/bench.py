@@ -1,4 +1,4 @@
-"""How long ``refine()`` takes here, by each backend that there is: ``jointbert bench``."""
+"""Measures the latency of ``refine()`` on this machine for each available backend: ``jointbert bench``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cpu_name() -> str:
 
 
 def pin(threads: int) -> list[int]:
-    """Pins the process to its first ``threads`` cores, where the system can; returns them."""
+    """Pins the process to its first ``threads`` cores and returns them; where the system can't pin, returns an empty list."""
     if not hasattr(os, "sched_setaffinity"):
         return []
     cores = sorted(os.sched_getaffinity(0))[:threads]
@@ -40,7 +40,7 @@ def pin(threads: int) -> list[int]:
 
 
 def interleaved(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, np.ndarray]:
-    """Times each call in turn, repeatedly, for about ``seconds``; microseconds."""
+    """Times all calls in turn, repeatedly, for about ``seconds`` after a warm-up; returns each one's times in microseconds."""
     for call in calls.values():
         end = time.perf_counter() + 0.3
         while time.perf_counter() < end:
@@ -49,7 +49,7 @@ def interleaved(calls: dict[str, Callable[[], object]], seconds: float) -> dict[
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values())) < 20:
         for name, call in calls.items():
-            call()  # once to bring its own weights back into the caches
+            call()  # untimed: brings the call's weights back into the CPU's caches
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
@@ -57,7 +57,7 @@ def interleaved(calls: dict[str, Callable[[], object]], seconds: float) -> dict[
 
 
 class Row(NamedTuple):
-    """Times of one call, microseconds."""
+    """Percentiles of one call's times, microseconds."""
 
     batch: int
     call: str
@@ -67,20 +67,22 @@ class Row(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What was measured, and what could not be."""
+    """The measurements, the environment, and the backends that could not run."""
 
     where: dict[str, Any]
     rows: list[Row]
     missing: dict[str, str]
-    """Backends that are not here, and why."""
+    """Backends that are not available, with the reason."""
 
 
 def bench(weights: str | os.PathLike[str], batches: Sequence[int], threads: int, seconds: float) -> Report:
-    """Times refine() by every backend, from NumPy millimetres to NumPy millimetres, interleaved, ``seconds`` for each batch
-    size; with torch and a GPU, from a tensor there until its result is there, too.
+    """Times refine() with each available backend, from NumPy millimetres to NumPy millimetres, ``seconds`` for each batch size.
+
+    The backends' calls are interleaved. With torch and a GPU, it also times a call from a GPU tensor to its result on the GPU.
 
     Raises:
-        ValueError, ImportError: weights that no backend here runs. ValueError: no batch size or one below 1, no threads.
+        ValueError, ImportError: no available backend runs the weights. ValueError: no batch size or one below 1, fewer than one
+            thread.
     """
     if not batches or min(batches) < 1:
         raise ValueError(f"batch: got {list(batches)}; expected sizes of at least 1")
@@ -91,24 +93,24 @@ def bench(weights: str | os.PathLike[str], batches: Sequence[int], threads: int,
     for name in (spec.name for spec in RUNTIMES if kind in spec.suffixes):
         try:
             refiner = Refiner(weights, name, threads)
-            refiner(load_demo().predictions[:1])  # a GPU's kernels may be built for another
+            refiner(load_demo().predictions[:1])  # fails if the kernels are not built for this GPU
             refiners[name] = refiner
         except (ImportError, RuntimeError, ValueError) as error:
             failed[name] = error
     if not refiners:
         raise next(iter(failed.values()))
-    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    torchs = importlib.import_module("torch").get_num_threads() if "torch" in refiners else None
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    torch_threads = importlib.import_module("torch").get_num_threads() if "torch" in refiners else None
     try:
-        return _measured(refiners, {name: str(error) for name, error in failed.items()}, batches, threads, seconds)
+        return _measure(refiners, {name: str(error) for name, error in failed.items()}, batches, threads, seconds)
     finally:
-        if before is not None:
-            os.sched_setaffinity(0, before)
-        if torchs is not None:
-            importlib.import_module("torch").set_num_threads(torchs)
+        if affinity is not None:
+            os.sched_setaffinity(0, affinity)
+        if torch_threads is not None:
+            importlib.import_module("torch").set_num_threads(torch_threads)
 
 
-def _measured(
+def _measure(
     refiners: dict[str, Refiner], missing: dict[str, str], batches: Sequence[int], threads: int, seconds: float
 ) -> Report:
     where: dict[str, Any] = {"jointbert": __version__, "cpu": cpu_name(), "cores": pin(threads), "threads": threads}
@@ -125,13 +127,15 @@ def _measured(
         given = np.resize(poses, (batch, 14, 3))
         calls: dict[str, Callable[[], object]] = {name: partial(refiner, given) for name, refiner in refiners.items()}
         if "gpu" in where:
-            calls["cuda, tensor on the GPU"] = partial(_finished, torch, refiners["cuda"], torch.from_numpy(given).cuda())
+            calls["cuda, tensor on the GPU"] = partial(
+                _refine_and_wait, torch, refiners["cuda"], torch.from_numpy(given).cuda()
+            )
         for name, times in interleaved(calls, seconds).items():
             p50, p99 = np.percentile(times, (50, 99))
             rows.append(Row(batch, name, float(p50), float(p99), len(times)))
     return Report(where, rows, missing)
 
 
-def _finished(torch: Any, refiner: Refiner, poses: Any) -> None:
+def _refine_and_wait(torch: Any, refiner: Refiner, poses: Any) -> None:
     refiner(poses)
     torch.cuda.synchronize()

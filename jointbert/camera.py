@@ -1,4 +1,4 @@
-"""The pinhole camera: image coordinates with depth (u v d) to the camera frame (x y z) and back."""
+"""The pinhole camera: converts image coordinates with depth (u v d) to the camera frame (x y z) and back."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Camera:
 
     def uvd_to_xyz(self, uvd: np.ndarray) -> np.ndarray:
         """``(..., 3)`` pixels, pixels and depth to ``(..., 3)`` in the depth's unit; x = (u - cx) d / fx."""
-        uvd = _triples(uvd, "uvd")
+        uvd = _check_triples(uvd, "uvd")
         u, v, d = np.moveaxis(uvd, -1, 0)
         return np.stack([(u - self.cx) * d / self.fx, (v - self.cy) * d / self.fy, d], axis=-1)
 
     def xyz_to_uvd(self, xyz: np.ndarray) -> np.ndarray:
         """``(..., 3)`` in the camera frame to ``(..., 3)`` pixels, pixels and depth; a point at depth 0 becomes non-finite."""
-        xyz = _triples(xyz, "xyz")
+        xyz = _check_triples(xyz, "xyz")
         x, y, z = np.moveaxis(xyz, -1, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.stack([x * self.fx / z + self.cx, y * self.fy / z + self.cy, z], axis=-1)
@@ -53,7 +53,7 @@ class Camera:
         return cls(*numbers)
 
 
-def _triples(array: np.ndarray, name: str) -> np.ndarray:
+def _check_triples(array: np.ndarray, name: str) -> np.ndarray:
     array = np.asarray(array)
     if array.shape[-1:] != (3,):
         raise ValueError(f"{name}: got the shape {array.shape}; expected (..., 3)")
@@ -61,6 +61,6 @@ def _triples(array: np.ndarray, name: str) -> np.ndarray:
 
 
 NYU = Camera(588.03, 587.07, 320.0, 240.0)
-"""The Kinect of the NYU Hand Pose data set, as the published predictions use it."""
+"""The Kinect of the NYU Hand Pose data set, with the intrinsics that the published predictions use."""
 
 CAMERAS: dict[str, Camera] = {"nyu": NYU}

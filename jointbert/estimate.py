@@ -1,4 +1,4 @@
-"""The estimator by the former name of :mod:`jointbert.estimator`."""
+"""Former name of :mod:`jointbert.estimator`, kept for existing imports."""
 
 from jointbert.estimator import Estimated, Estimator
 

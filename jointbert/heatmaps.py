@@ -1,4 +1,4 @@
-"""Keypoints from heatmaps on a GPU by the former name of :mod:`jointbert.cuda.heatmaps`."""
+"""Former name of :mod:`jointbert.cuda.heatmaps`, kept for existing imports."""
 
 from jointbert.cuda.heatmaps import soft_argmax, soft_argmax_depth
 

@@ -1,4 +1,4 @@
-"""The front door: :func:`refine` and :class:`Refiner`."""
+"""The main API: the function :func:`refine`, and the class :class:`Refiner`, which loads weights once."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ from jointbert.skeletons import NYU14
 from jointbert.stream import Refined, Stream
 from jointbert.weights import find_weights, load_sequence_weights
 
-_STEP = 1024  # frames between two looks at interrupts: some tenths of a second
+_STEP = 1024  # frames per step; a keyboard interrupt takes effect between steps, some tenths of a second apart
 Progress = Callable[[int], None]
 
 
 class Refiner:
-    """Loads weights once; call it on poses thereafter. Safe to use from several threads.
+    """Refines poses with weights that are loaded once. Several threads may share a refiner.
 
     Args:
-        weights: a shipped name, or the path of a ``.safetensors`` file, or of an ``.onnx`` one (``jointbert export``).
+        weights: a shipped name, or the path of a ``.safetensors`` or ``.onnx`` file (``jointbert export`` writes ``.onnx``).
         backend: ``auto`` (``native``; ``cuda`` for arrays on a GPU, ``onnxruntime`` for an ONNX file), or one of ``native``,
             ``cuda``, ``onnxruntime``, ``torch``.
         threads: CPU threads for a batch, 256 at most (``native``; ``torch`` follows ``torch.set_num_threads``).
         precision: of the network's products: ``auto``, or one that the backend has (``native`` and ``torch``: ``f32``;
-            ``cuda``: ``f16``, or ``bf16`` for weights beyond float16's range; a model file fixes its own). Sums are float32.
-            With ``backend="auto"``, a call on an array whose backend does not have it raises.
+            ``cuda``: ``f16``, or ``bf16`` for weights beyond float16's range; an ONNX file fixes its own). Sums are float32.
+            With ``backend="auto"``, a call raises if the backend for its array does not have the precision.
 
     Raises:
-        ValueError: unknown weights or backend, a precision that it does not have, a file that does not fit, a bad number of
-            threads.
+        ValueError: unknown weights or backend, a precision or file that the backend does not support, fewer than one thread.
         ImportError: the backend's library is missing. RuntimeError: backend ``cuda`` without a GPU.
     """
 
@@ -65,7 +64,7 @@ class Refiner:
             self._backend("cpu")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles and copies as what it was made of, and the person; weights given by path are read again."""
+        """Pickles the arguments and the calibrated person; unpickling reads the weights again."""
         return Refiner, self._arguments, self._lengths_mm
 
     def __setstate__(self, lengths_mm: np.ndarray | None) -> None:
@@ -92,7 +91,7 @@ class Refiner:
     ) -> Any:
         """Refines poses; arguments, result and errors are those of :func:`refine`.
 
-        ``progress``: called with the number of frames that were done since its last call, several times in a long CPU call.
+        ``progress`` is called with the number of frames that were refined since its last call, for CPU arrays of many frames.
         """
         options = RefineOptions(confidence, visible, error_mm, order, units, hand, sequence, check, return_details)
         return self._refine(joints, options, progress)
@@ -108,10 +107,10 @@ class Refiner:
         units: str = "mm",
         hand: str | Sequence[str] = "right",
     ) -> dict[tuple[str, str], float]:
-        """Learns a person's hand from frames of it; later calls, sequences and streams use it.
+        """Measures the bone lengths of a person's hand, which later calls, sequences and streams use.
 
-        The lengths of nine bones that hardly change for one person (fingertip to mid, the thumb's, the palm's sides) are the
-        medians over the refined frames; a bone that fewer than 8 frames show stays unknown.
+        The lengths of nine rigid bones (fingertip to mid, the thumb's, the palm's sides) are medians over the refined frames. A
+        bone that is observed in fewer than 8 frames stays unknown.
 
         Args:
             joints: ``(N, 14, 3)`` or ``(..., 14, 3)``: frames of one person, in any order; ``None`` forgets the person.
@@ -129,7 +128,7 @@ class Refiner:
         options = PoseOptions(confidence, visible, error_mm, order, units, hand)
         batch = prepare(joints, options).batch
         lengths, counts, result = self._second_stage("calibration").calibrate(batch)
-        report(result, units, batch.mirror, self._sigma_tells(options), 3)
+        report(result, units, batch.mirror, self._sigma_is_informative(options), 3)
         if not np.isfinite(lengths).any():
             raise ValueError(
                 f"joints: at most {int(counts.max())} of {len(result.status)} frames show a bone; a calibration needs "
@@ -149,12 +148,12 @@ class Refiner:
         hand: str = "right",
         return_details: bool = False,
     ) -> Stream:
-        """Starts an online sequence: a pose in, the refined pose of ``look_ahead`` frames before out.
+        """Starts online refinement: each call takes a pose and returns the refined pose of ``look_ahead`` frames earlier.
 
-        Each stream has state of its own; a calibrated person is that of the moment when it starts.
+        Each stream has its own state. It uses the person who is calibrated when it starts.
 
         Args:
-            look_ahead: frames by which the result is late, 0 to 20.
+            look_ahead: delay of the result in frames, 0 to 20.
             order, units, hand, return_details: as in :func:`refine`, for all frames.
 
         Raises:
@@ -170,12 +169,12 @@ class Refiner:
         core = start(NYU14.resolve_order(order), UNITS_MM[units], mirror is not None, self._lengths_mm, int(look_ahead))
         return Stream(core, units, mirror, self._weights.predicts_sigma, bool(return_details))
 
-    def _sigma_tells(self, options: PoseOptions) -> bool:
-        """Whether a large sigma comes from what the points look like, and not from what was said of them."""
+    def _sigma_is_informative(self, options: PoseOptions) -> bool:
+        """Whether a large sigma indicates unusual poses: sigma was trained, and no argument stated a large error."""
         return self._weights.predicts_sigma and not options.states_error
 
     def _backend(self, place: str) -> Backend:
-        """The runtime for arrays on the ``cpu`` or the ``gpu``; loaded once, by whoever comes first."""
+        """The backend for arrays on the ``cpu`` or the ``gpu``; the first call loads it."""
         spec = self._specs.get(place)
         if spec is None:
             raise ValueError(
@@ -206,8 +205,8 @@ class Refiner:
             return self._refine_on_gpu(joints, options, lengths is not None)
         poses = prepare(joints, options)
         result = self._run(poses, options.sequence, lengths, progress)
-        report(result, options.units, poses.batch.mirror, self._sigma_tells(options), 4)
-        return _as_given(poses, result, options.return_details)
+        report(result, options.units, poses.batch.mirror, self._sigma_is_informative(options), 4)
+        return _restore_type(poses, result, options.return_details)
 
     def _run(self, poses: PreparedPoses, sequence: bool, lengths_mm: np.ndarray | None, progress: Progress | None) -> Result:
         batch, leading = poses.batch, poses.leading
@@ -222,28 +221,28 @@ class Refiner:
         return _in_steps(self._backend("cpu").run, batch, _STEP, progress)
 
     def _refine_on_gpu(self, joints: Any, options: RefineOptions, calibrated: bool) -> Any:
-        for asked, capability in ((options.sequence, "sequences"), (calibrated, "calibration")):
-            if asked and not getattr(self._specs.get("gpu", self._specs["cpu"]), capability):
+        for requested, capability in ((options.sequence, "sequences"), (calibrated, "calibration")):
+            if requested and not getattr(self._specs.get("gpu", self._specs["cpu"]), capability):
                 raise refusal(self._specs.get("gpu", self._specs["cpu"]), cast(Capability, capability))
         try:
             backend = cast(ArrayBackend, self._backend("gpu"))
         except ImportError as error:
             raise ImportError(f"joints: the array is on a GPU; {error}, or pass a CPU array") from None
         refined = backend.refine_arrays(joints, options)
-        if refined.noticed is not None:
-            report(refined.noticed, options.units, refined.mirror, self._sigma_tells(options), 5)
+        if refined.diagnostics is not None:
+            report(refined.diagnostics, options.units, refined.mirror, self._sigma_is_informative(options), 5)
         return Refined(refined.joints, refined.sigma, refined.status) if options.return_details else refined.joints
 
 
-def _as_given(poses: PreparedPoses, result: Result, return_details: bool) -> Any:
-    """A result in the type, shape and dtype of the input."""
+def _restore_type(poses: PreparedPoses, result: Result, return_details: bool) -> Any:
+    """Converts a result to the type, shape and dtype of the input."""
     given, restore, leading = poses.given, poses.restore, poses.leading
     out = result.joints.reshape(given.shape)
     if given.dtype.kind == "f" and out.dtype != given.dtype:  # float16, longdouble, swapped bytes
-        with np.errstate(over="ignore"):  # beyond float16: infinite, as in any arithmetic of that type
+        with np.errstate(over="ignore"):  # values beyond float16's range become infinite
             out = out.astype(given.dtype)
-        kept = (result.status != Status.REFINED).reshape(leading)
-        out[kept] = given[kept]
+        unchanged = (result.status != Status.REFINED).reshape(leading)
+        out[unchanged] = given[unchanged]
     if not return_details:
         return restore(out)
     sigma = result.sigma.reshape((*leading, NUM_JOINTS)).astype(out.dtype, copy=False)
@@ -251,7 +250,7 @@ def _as_given(poses: PreparedPoses, result: Result, return_details: bool) -> Any
 
 
 def _in_steps(run: Callable[[Batch], Result], batch: Batch, step: int, progress: Progress | None) -> Result:
-    """Runs ``step`` frames at a time; between steps there is time for an interrupt and for progress."""
+    """Runs ``step`` frames at a time, so that interrupts take effect and progress is reported between steps."""
     count = len(batch.joints)
     if count <= step:
         return run(batch)
@@ -282,42 +281,42 @@ def refine(
 
     Args:
         joints: ``(14, 3)`` or ``(..., 14, 3)``; NumPy, torch, anything with DLPack or ``__array__``, or nested lists; in the
-            camera frame of OpenCV (x right, y down, z away). A joint with a non-finite coordinate is missing and comes back
-            filled in. A frame needs at least 4 joints.
-        confidence: ``(..., 14)`` in [0, 1], the heatmap's peak; NaN for a joint, or ``None``: unknown.
+            camera frame of OpenCV (x right, y down, z away). A joint with a non-finite coordinate is missing and is predicted
+            from the others. A frame needs at least 4 joints.
+        confidence: ``(..., 14)`` in [0, 1], the peak of each joint's heatmap; NaN or ``None``: unknown.
         visible: ``(..., 14)`` bool; False marks a joint as missing.
         error_mm: the expected joint error of the method in millimetres, a number or ``(..., 14)``; NaN or ``None``: inferred.
         order: ``nyu14``, ``palm_first`` or the 14 joint names in the order of ``joints`` and every per-joint argument.
         units: ``mm``, ``cm`` or ``m``.
-        hand: ``right``, ``left``, or one of these words for each frame; left hands are mirrored on the way in and out.
-        sequence: the second-last axis but one is time: ``(T, 14, 3)`` or ``(..., T, 14, 3)`` frames of one person in order,
-            refined with the frames around them (20 on either side) and the person's bone lengths. A cut is found where the
-            median joint moves more than 60 mm between two frames, and what is beyond it is not looked at.
+        hand: ``right``, ``left``, or one of these words for each frame. Left hands are mirrored before and after refinement.
+        sequence: the third-last axis is time: ``(T, 14, 3)`` or ``(..., T, 14, 3)`` consecutive frames of one person. Each
+            frame is refined with up to 20 frames on either side and the person's bone lengths. A cut is assumed where the
+            median joint moves more than 60 mm between two frames; frames beyond a cut are not used.
         weights: a shipped name or a ``.safetensors`` path.
         backend: ``auto``, ``native`` (C++ on the CPU), ``cuda`` or ``torch``. ``auto`` is ``native``, and ``cuda`` for arrays
-            on a GPU: they stay there and are refined on their library's current stream (that of DLPack alone: the legacy
-            stream). Nothing waits, but the first call on a GPU (weights, a measurement of the kernel's variants), and
-            taking and giving back memory that libraries other than torch and CuPy can't be asked for. Those get no
-            broadcasting, and ``sigma`` is float32. Whoever captures a call in a CUDA graph keeps its :class:`Refiner`, which
-            owns the weights, for as long.
-        check: for arrays on a GPU: wait for the result, and check and warn as for others. Without it a confidence outside
-            [0, 1] and an error that is not positive count as unknown, and ``status`` alone tells what became of a frame.
+            on a GPU. These stay there and are refined on the current CUDA stream of torch or CuPy; for other libraries, on the
+            stream that ``__cuda_array_interface__`` names, or the legacy stream. Calls do not wait for the result, except for
+            the first call on a GPU, which sends the weights and times the kernel's variants. Libraries other than torch and
+            CuPy get no broadcasting, and allocating their results may wait. ``sigma`` is float32. If a call is captured in a
+            CUDA graph, its :class:`Refiner`, which owns the weights, must be kept as long as the graph.
+        check: for arrays on a GPU: wait for the result, and check and warn as for CPU arrays. Without it, a confidence outside
+            [0, 1] and an error that is not positive count as unknown, and only ``status`` reports frames that were not refined.
         return_details: return :class:`Refined` instead of the joints alone.
 
-        The leading dimensions of a per-joint argument may be left out, or 1.
+        Leading dimensions of a per-joint argument may be omitted or 1; they are broadcast.
 
     Returns:
-        Joints of the same type, shape, dtype, unit and order; lists and integers come back as float64 NumPy, subclasses and
-        what has no library behind it as plain arrays. A frame with too few joints, or that can't be a hand, comes back as it
-        was.
+        Joints of the same type, shape, dtype, unit and order. For lists and integers the result is float64 NumPy, for
+        subclasses a plain array of their library, for other objects with ``__array__`` or DLPack a NumPy array. A frame that
+        has too few joints, or that can't be a hand, is returned unchanged.
 
     Raises:
-        ValueError: a wrong shape or word, a confidence or error out of range, no frame with 4 joints, weights that don't fit.
-        TypeError: no array, a dtype that holds no coordinates, a tensor that requires grad.
-        ImportError: the backend's library is missing. RuntimeError: no GPU for backend ``cuda``, or what CUDA says.
+        ValueError: a wrong shape or option, a confidence or error out of range, no frame with 4 joints, unsuitable weights.
+        TypeError: not an array, a dtype that holds no coordinates, a tensor that requires grad.
+        ImportError: the backend's library is missing. RuntimeError: no GPU for backend ``cuda``, or a CUDA error.
 
     Warns:
-        JointbertWarning: once a call, if frames came back as they were, or sizes or sides look wrong.
+        JointbertWarning: at most one per call, if frames were returned unchanged, or sizes or sides look wrong.
 
     >>> import numpy as np, jointbert
     >>> poses = jointbert.load_demo().predictions[:2]
@@ -329,21 +328,21 @@ def refine(
 
 
 @lru_cache(maxsize=8)
-def _load(weights: str, stamp: tuple[int, ...] | None, backend: str) -> Refiner:
+def _load_cached(weights: str, file_version: tuple[int, ...] | None, backend: str) -> Refiner:
     return Refiner(weights, backend)
 
 
 def _cached_refiner(weights: Any, backend: Any) -> Refiner:
-    """The refiner of a name or file; a file is read again once it has changed or another stands at its path."""
+    """The cached refiner of a shipped name or file; a file is read again if it has changed or was replaced."""
     if not isinstance(weights, (str, os.PathLike)) or not isinstance(backend, str):
-        return Refiner(weights, backend)  # which says what is wrong
+        return Refiner(weights, backend)  # raises an error
     path = os.fspath(weights)
     if isinstance(weights, str) and os.path.basename(path) == path and not path.endswith(".safetensors"):
-        return _load(path, None, backend)  # a shipped name, whatever file is called so
+        return _load_cached(path, None, backend)  # a shipped name, even if a file has the same name
     try:
         stat = os.stat(path)
     except (OSError, ValueError):
         stat = None
     if stat is None:
-        return Refiner(weights, backend)  # which says what is wrong
-    return _load(os.path.abspath(path), (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size), backend)
+        return Refiner(weights, backend)  # raises an error
+    return _load_cached(os.path.abspath(path), (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size), backend)

@@ -1,4 +1,4 @@
-"""The joints of the NYU protocol by their former names: see :data:`jointbert.skeletons.NYU14`."""
+"""Former names of the attributes of :data:`jointbert.skeletons.NYU14`, kept for existing imports."""
 
 from jointbert.skeletons import NYU14
 

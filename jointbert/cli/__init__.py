@@ -1,4 +1,5 @@
-"""The command line ``jointbert``: one file a command. Errors are one sentence and exit code 2."""
+"""The command line ``jointbert``, with a module for each command. Errors are one sentence on standard error, and exit code
+2."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
-        code = app(standalone_mode=False)  # a wrong option is one sentence, too, without the usage above it
+        code = app(standalone_mode=False)  # prints errors of options as one sentence, without the usage
     except Exception as error:
         describe = getattr(error, "format_message", None)
         if describe is None:

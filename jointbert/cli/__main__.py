@@ -1,4 +1,4 @@
-"""``python -m jointbert.cli``."""
+"""Runs the command line as ``python -m jointbert.cli``."""
 
 from jointbert.cli import main
 

@@ -1,4 +1,4 @@
-"""``jointbert bench``: how long refine() takes here, by each backend."""
+"""``jointbert bench``: measures the latency of refine() on this machine for each backend."""
 
 from __future__ import annotations
 

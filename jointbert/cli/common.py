@@ -1,4 +1,4 @@
-"""What the commands share: options, errors in one sentence, progress, checks before long work."""
+"""Shared code of the commands: options, errors as one sentence, progress, checks before long work."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ ThreadsOption = Annotated[int, typer.Option(help="CPU threads.")]
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Turns what a user can get wrong into one sentence and exit code 2; warnings into lines."""
+    """Prints user errors as one sentence with exit code 2, and warnings as one line each."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             yield
             message = None
         except BrokenPipeError:
-            raise  # the reader of the output has gone: click ends quietly
+            raise  # the reader of the output has closed it; click exits silently
         except OSError as error:
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         except (ValueError, TypeError, ImportError, RuntimeError) as error:
@@ -58,7 +58,7 @@ def one_sentence() -> Iterator[None]:
 
 @contextmanager
 def progress_bar(frames: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, where that is a terminal."""
+    """A progress bar on standard error if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -67,17 +67,24 @@ def progress_bar(frames: int) -> Iterator[Callable[[int], None]]:
 
 
 def parse_camera(format: str, camera: str | None) -> Camera | None:
+    """The camera of the option ``--camera``.
+
+    Raises:
+        ValueError: an invalid camera, or a camera for x y z.
+    """
     if camera is not None and format == "xyz":
         raise ValueError("--camera: x y z needs no camera; leave it out")
     return None if camera is None else Camera.parse(camera)
 
 
 def parse_order(order: str) -> str | list[str]:
+    """A named order, or the list of joint names in a comma-separated text."""
     return [name.strip() for name in order.split(",")] if "," in order else order
 
 
 def check_folder(*files: Path | None) -> None:
-    """Long work must not end at a folder that was never there."""
+    """Raises ValueError if an output file can't be written, before long work starts: its folder is missing, or it is a
+    folder."""
     for file in files:
         if file is None:
             continue
@@ -88,7 +95,7 @@ def check_folder(*files: Path | None) -> None:
 
 
 def refine_file(joints: np.ndarray, weights: str, backend: str, threads: int, **options: Any) -> Refined:
-    """Refines a file's joints, with a progress bar where there is a terminal."""
+    """Refines a file's joints, with a progress bar if standard error is a terminal."""
     refiner = Refiner(weights, backend, threads)
     with progress_bar(len(joints)) as progress:
         refined: Refined = refiner(joints, return_details=True, progress=progress, **options)

@@ -1,4 +1,4 @@
-"""``jointbert demo``: the sample that ships, refined."""
+"""``jointbert demo``: refines the shipped sample and prints its errors before and after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``jointbert estimate``: images to refined joints, by a trained estimator."""
+"""``jointbert estimate``: computes refined joints from images with a trained estimator."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def command(
     threads: ThreadsOption = 1,
     device: Annotated[str, typer.Option(help="cpu, or cuda for a .safetensors file.")] = "cpu",
 ) -> None:
-    """Joints of the hand in each image, by a trained estimator."""
+    """Compute the joints of the hand in each image with a trained estimator."""
     with one_sentence():
         from jointbert.estimator import Estimator
         from jointbert.inputs.images import centre_of_mass, read_depth, read_rgb

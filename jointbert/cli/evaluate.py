@@ -1,4 +1,4 @@
-"""``jointbert evaluate``: accuracy of a prediction file, before and after refinement."""
+"""``jointbert evaluate``: prints the accuracy of a prediction file, before and after refinement."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def command(
     backend: BackendOption = "auto",
     threads: ThreadsOption = 1,
 ) -> None:
-    """Accuracy of a prediction file against the ground truth, before and after refinement."""
+    """Print the accuracy of a prediction file against the ground truth, before and after refinement."""
     with one_sentence():
         intrinsics = parse_camera(format, camera)
         permutation = NYU14.resolve_order(parse_order(order))
@@ -59,13 +59,13 @@ def command(
         if refine:
             options = {"hand": hand, "order": parse_order(order), "error_mm": error_mm, "sequence": sequence}
             after = refine_file(before, weights, backend, threads, **options).joints[:, permutation]
-            # Before and after are compared on the same joints; what was filled in is reported on its own.
+            # Before and after are compared on the same joints; errors of filled-in joints are reported separately.
             missing = ~np.isfinite(poses["before"]).all(-1)
             poses["after"] = np.where(missing[..., None], np.nan, after)
             filled = joint_errors(after, truth)[missing]
             filled = filled[np.isfinite(filled)]
         ranges = {"all frames": slice(None)}
-        nyu = len(truth) in (NYU_TEST_FRAMES, NYU_RANGES[SELECTED].stop)  # all, or the part before the clean frames
+        nyu = len(truth) in (NYU_TEST_FRAMES, NYU_RANGES[SELECTED].stop)  # all frames, or those before the unseen ones
         if nyu:
             ranges.update({name: rows for name, rows in NYU_RANGES.items() if rows.start < len(truth)})
         figures = {

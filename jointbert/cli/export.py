@@ -1,4 +1,4 @@
-"""``jointbert export``: a refiner or an estimator as ONNX."""
+"""``jointbert export``: writes a refiner or an estimator as an ONNX file."""
 
 from __future__ import annotations
 

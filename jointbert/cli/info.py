@@ -1,4 +1,4 @@
-"""``jointbert info``: version, backends and weights of this installation."""
+"""``jointbert info``: prints the version, backends and weights of this installation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def command(
     weights: WeightsOption = "nyu14",
     capabilities: Annotated[bool, typer.Option("--capabilities", help="Print what each backend can do, as Markdown.")] = False,
 ) -> None:
-    """Version, backends, and what the weights are and have seen."""
+    """Print the version, the backends, and the weights' metadata."""
     with one_sentence():
         if capabilities:
             typer.echo(capability_table())

@@ -1,4 +1,4 @@
-"""``jointbert refine``: a prediction file, refined."""
+"""``jointbert refine``: refines a prediction file."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def command(
     backend: BackendOption = "auto",
     threads: ThreadsOption = 1,
 ) -> None:
-    """Refine a prediction file. A missing joint is written as nan; it comes back filled in."""
+    """Refine a prediction file. Mark missing joints as nan; they are predicted from the others."""
     with one_sentence():
         intrinsics = parse_camera(format, camera)
         check_folder(output)
         given = read_frames(input, format, intrinsics)  # type: ignore[arg-type]
         options = {"hand": hand, "order": parse_order(order), "error_mm": error_mm, "sequence": sequence}
         refined = refine_file(given.joints, weights, backend, threads, **options)
-        # A frame that is not refined keeps its line, to the letter.
+        # Frames that are not refined keep their lines unchanged.
         good = refined.status == Status.REFINED
         kept = [None if ok else line for ok, line in zip(good, given.lines, strict=True)]
         write_joints(output, refined.joints, format, intrinsics, kept)  # type: ignore[arg-type]

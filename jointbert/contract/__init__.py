@@ -1,6 +1,6 @@
-"""What all runtimes agree on: the layout of features, a batch of poses, its result, and the protocol of a backend.
+"""The interface between the package and its runtimes: a batch of poses, its result, the layout of tensors, protocols.
 
-This package imports nothing else of jointbert, so that weights, runtimes and checks can all build on it.
+This package imports nothing else of jointbert, so that weights, runtimes and checks can all import it.
 """
 
 from jointbert.contract.backend import (

@@ -1,4 +1,4 @@
-"""Poses in, refined poses out: the types that a backend takes and gives, and what it must be able to do."""
+"""The types that a backend takes and gives (poses, refined poses, weights), and the protocols that it implements."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy as np
 
 
 class JointbertWarning(UserWarning):
-    """Something about the input looks wrong; the result is given all the same."""
+    """The input looks wrong; the result is returned nevertheless."""
 
 
 class Status(IntEnum):
-    """What became of a frame."""
+    """The outcome of a frame's refinement."""
 
     REFINED = 0
     TOO_FEW_JOINTS = 1
-    """Fewer than four joints are there: the frame came back as it was."""
+    """Fewer than four joints are observed: the frame is returned unchanged."""
     NOT_A_HAND = 2
-    """Too small or too large to be a hand in the stated unit: the frame came back as it was."""
+    """In the stated unit, the frame is too small or too large to be a hand: it is returned unchanged."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A refiner's weights, or its second stage's: tensors by name (float32), sizes, the file and its metadata."""
+    """The weights of a refiner or of its second stage: float32 tensors by name, sizes, the file's path and metadata."""
 
     name: str
     tensors: dict[str, np.ndarray]
@@ -37,24 +37,25 @@ class Weights:
 
     @property
     def predicts_sigma(self) -> bool:
-        """Whether these weights were trained to predict sigma; otherwise, as with the thesis's L2 loss, it means nothing."""
+        """Whether the weights were trained to predict sigma. Without that, as with the thesis's L2 loss, sigma is
+        meaningless."""
         return self.metadata.get("loss") == "likelihood"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Poses as the user gave them. Order, unit, hand side, centring and masking are the backend's work."""
+    """Checked poses in the user's order and unit. The backend converts order and unit, mirrors, centres and masks."""
 
     joints: np.ndarray  # (N, 14, 3) float32 or float64, C-contiguous, in the user's order and unit
-    permutation: np.ndarray  # (14,) int32: where each canonical joint stands in the user's order
+    permutation: np.ndarray  # (14,) int32: the index of each canonical joint in the user's order
     mm_per_unit: float
-    mirror: np.ndarray | None  # (N,) bool: left hands; x is negated on the way in and out
+    mirror: np.ndarray | None  # (N,) bool: True for left hands, whose x is negated before and after refinement
     visible: np.ndarray | None  # (N, 14) bool, user's order; False: missing
     confidence: np.ndarray | None  # (N, 14) float32, user's order; NaN: unknown
     error_mm: np.ndarray | None  # (N, 14) float32, user's order; NaN: unknown
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Some of the poses; views."""
+        """The poses ``start`` to ``stop``, as views."""
 
         def part(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else values[start:stop]
@@ -71,82 +72,92 @@ class Batch:
 
 @dataclass(frozen=True)
 class Result:
-    """Refined poses in the user's order and unit, and what the backend noticed about each frame."""
+    """Refined poses in the user's order and unit, and measures of each frame for the checks."""
 
     joints: np.ndarray  # (N, 14, 3), dtype of the input
-    sigma: np.ndarray  # (N, 14) float32: expected Euclidean error, user's unit; NaN where the frame was not refined
+    sigma: np.ndarray  # (N, 14) float32: expected Euclidean error, user's unit; NaN if the frame was not refined
     status: np.ndarray  # (N,) uint8: Status
     size_mm: np.ndarray  # (N,) float32: root mean square distance of the observed joints from their mean; NaN: none
-    chirality: np.ndarray  # (N,) float32, mm: see jointbert.runtimes.torch.chirality; negative: right hand, NaN: can't be told
+    chirality: np.ndarray  # (N,) float32, mm: see jointbert.runtimes.torch.chirality; negative: right hand, NaN: unknown
 
     @classmethod
     def joined(cls, parts: Sequence[Result]) -> Result:
-        """The results of consecutive poses as one."""
+        """Concatenates the results of consecutive poses."""
         return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
 
 
 class Refinement(NamedTuple):
-    """What a backend made of an array of the user's, in its library."""
+    """The result for an array on a GPU, as arrays of the same library."""
 
     joints: Any
     sigma: Any
     status: Any
-    noticed: Result | None  # where the call was to check: what the checks look at; its joints are empty
+    diagnostics: Result | None  # the input of the checks, if the call asked for them; its joints are empty
     mirror: np.ndarray | None  # (N,) bool: left hands
 
 
 class Backend(Protocol):
-    """A runtime of the refiner. ``run`` gives the same result for a pose alone or in a batch; it never modifies its input."""
+    """A loaded runtime of the refiner."""
 
     name: str
-    """As the registry of runtimes has it."""
+    """The runtime's name in the registry."""
     precision: str
-    """Of the products: ``f32``, ``f16`` ... ; of a model file that fixes it, ``file``."""
+    """Of the network's products: ``f32``, ``f16`` or ``bf16``; ``file`` if the model file fixes it."""
     detail: str
-    """What runs, for people to read: an instruction set; empty where there is nothing to add."""
+    """A remark for users, such as the CPU's instruction set; may be empty."""
 
-    def run(self, batch: Batch) -> Result: ...
+    def run(self, batch: Batch) -> Result:
+        """Refines poses. The result of a pose does not depend on the rest of the batch. The input is never modified."""
 
 
 class SequentialBackend(Backend, Protocol):
-    """A backend with a second stage: sequences and calibrated persons, and streams where the registry says so."""
+    """A backend with a second stage, which refines sequences, calibrates persons and, if the registry says so, refines
+    online."""
 
     def sequence(self, weights: Weights) -> SequenceBackend:
-        """The second stage of these weights behind this refiner."""
+        """A second stage with these weights, on top of this refiner."""
 
 
 class ArrayBackend(Backend, Protocol):
-    """A backend that also takes arrays where they lie: on a GPU."""
+    """A backend that also takes GPU arrays of any library."""
 
     def refine_arrays(self, joints: Any, options: Any) -> Refinement:
-        """``options``: those of the call, :class:`jointbert.inputs.poses.RefineOptions`."""
+        """Refines ``joints``; ``options`` is the call's :class:`jointbert.inputs.poses.RefineOptions`."""
 
 
 class OnlineSequence(Protocol):
-    """A sequence whose frames come one by one."""
+    """Online refinement of a sequence whose frames are given one at a time."""
 
     def push(
         self, joints: np.ndarray, visible: np.ndarray | None, confidence: np.ndarray | None, error_mm: np.ndarray | None
     ) -> tuple[Any, ...] | None:
-        """Takes ``(14, 3)`` and optional ``(14,)`` arrays as in :class:`Batch`; gives the fields of :class:`Result` for one
-        frame, or None as long as it has to wait."""
+        """Takes the next frame: ``(14, 3)`` joints and optional ``(14,)`` arrays as in :class:`Batch`.
+
+        Returns the fields of :class:`Result` for the frame ``look_ahead`` frames earlier; None if there is no such frame yet.
+        """
 
     def flush(self) -> list[tuple[Any, ...]]:
-        """The frames that wait; then the sequence is as new."""
+        """Returns the results of all pending frames, and starts a new sequence."""
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        """Discards all frames and starts a new sequence."""
 
 
 class SequenceBackend(Protocol):
-    """The second stage of a runtime: sequences, streams, calibrated persons. ``lengths_mm``: ``(9,)`` float64 lengths of the
-    skeleton's rigid bones, NaN where unknown; None: no person is known."""
+    """The second stage of a runtime: sequences, online refinement, calibrated persons.
+
+    ``lengths_mm`` are the ``(9,)`` float64 lengths of a calibrated person's rigid bones, NaN where unknown; None: no
+    calibration.
+    """
 
     def run(self, batch: Batch, lengths_mm: np.ndarray | None, alone: bool) -> Result:
-        """Refines one sequence, or frames that each stand ``alone``."""
+        """Refines one sequence, or unrelated single frames if ``alone``."""
 
     def calibrate(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, Result]:
-        """``(9,)`` median lengths over the frames, the ``(9,)`` numbers of frames that tell, and what was noticed."""
+        """Measures rigid bones: ``(9,)`` median lengths in mm, the ``(9,)`` numbers of frames they are from, and the frames'
+        result."""
 
     def stream(
         self, permutation: np.ndarray, mm_per_unit: float, mirror: bool, lengths_mm: np.ndarray | None, look_ahead: int
-    ) -> OnlineSequence: ...
+    ) -> OnlineSequence:
+        """Starts online refinement; the arguments are those of :class:`Batch` and of :meth:`jointbert.Refiner.stream`."""

@@ -1,16 +1,16 @@
-"""What heatmaps may be: the limits that the reference in torch and the CUDA kernels share."""
+"""Limits of heatmaps and of soft-argmax options, which the torch reference implementation and the CUDA kernels share."""
 
 from __future__ import annotations
 
 from typing import Any
 
 MAX_HEATMAP = 128
-"""Neither side of a heatmap is longer."""
-_MAX_BETA = 1e30  # stays finite in float32 when it is multiplied by a heatmap's values
+"""The largest height and width of a heatmap, in pixels."""
+_MAX_BETA = 1e30  # its product with a heatmap's values stays finite in float32
 
 
 def check_soft_argmax(shape: tuple[int, ...], mode: str, beta: Any, window: int | None) -> None:
-    """Checks heatmaps' shape, and how their peaks are found.
+    """Checks the shape of heatmaps and the options of a soft-argmax.
 
     Raises:
         ValueError: a shape, mode, beta or window out of range; the message names it.

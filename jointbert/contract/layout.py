@@ -1,48 +1,58 @@
-"""The tensors between a pose and the refiner, the same in every backend and export.
+"""The layout of the refiner's input and output tensors, and the constants of their encoding, the same in every runtime and
+export.
 
-In, ``(B, 14, 8)`` float32: x y z minus the mean of the observed joints, over 100 mm, canonical order, right hand (0 where
-missing); observed (0 or 1); confidence and confidence-known; log of the expected error over 10 mm and error-known. The last
-four are 0 where a joint is missing.
-Out, ``(B, 14, 4)`` float32: correction over 100 mm; log of the refined joint's expected Euclidean error over 100 mm.
+Input, ``(B, 14, 8)`` float32, canonical order, right hand:
+    0 to 2: x y z minus the mean of the observed joints, in units of 100 mm; 0 if the joint is missing.
+    3: observed, 0 or 1.
+    4, 5: confidence, and 1 if it is known; both 0 if the joint is missing.
+    6, 7: logarithm of the expected error in units of 10 mm, and 1 if it is known; both 0 if the joint is missing.
+
+Output, ``(B, 14, 4)`` float32:
+    0 to 2: correction in units of 100 mm.
+    3: logarithm of the refined joint's expected Euclidean error in units of 100 mm.
 """
 
 from __future__ import annotations
 
 LAYOUT = "pose14-xyz-observed-confidence-error"
-"""Written into the weights' metadata; a backend refuses weights of another layout."""
+"""Name of the layout in the weights' metadata. Weights of another layout are refused."""
 
 NUM_JOINTS = 14
-"""Joints of a pose in this layout; the kernels are compiled for it."""
+"""Joints of a pose in this layout, for which the kernels are compiled."""
 
 SCALE_MM = 100.0
+"""Unit of coordinates, corrections and sigma."""
 ERROR_UNIT_MM = 10.0
+"""Unit of expected errors."""
 ERROR_RANGE_MM = (0.1, 200.0)
 """``error_mm`` is clamped to this range before its logarithm is taken."""
 LOG_SIGMA_RANGE = (-9.0, 3.0)
-"""Clamp of the log sigma output: 0.01 mm to 2 m."""
+"""The log sigma output is clamped to this range: 0.01 mm to 2 m."""
 
 MIN_JOINTS = 4
-"""Fewer observed joints than this: the frame comes back as it was."""
+"""A frame with fewer observed joints is returned unchanged."""
 HAND_SIZE_MM = (8.0, 150.0)
-"""A frame whose observed joints have another root mean square distance from their mean is not a hand: an adult's open hand
-has 60 to 95 mm, a fist 25 to 35; one joint half a metre away adds some 60."""
+"""Range of the root mean square distance of a hand's observed joints from their mean; a frame outside it is returned unchanged.
+An adult's open hand has 60 to 95 mm, a fist 25 to 35 mm; a single joint half a metre off adds about 60 mm."""
 
 SEQUENCE_LAYOUT = "sequence14-blocks-bones"
-"""The sequence refiner's features, ``(B, 14, 63)``, on top of the pose's: see :mod:`jointbert.models.sequence`."""
+"""Name of the layout of the second stage's features, ``(B, 14, 63)``: see :mod:`jointbert.models.sequence`."""
 
 BLOCKS = ((1, 1), (2, 2), (3, 3), (4, 6), (7, 11), (12, 20))
-"""First and last distance, in frames, of the neighbours that are averaged: once in the past, once in the future."""
+"""Blocks of neighbouring frames that are averaged, by their smallest and largest distance in frames. Each block is used once
+for the past and once for the future."""
 STEP_UNIT_MM = 10.0
-"""Unit of differences between frames and of bone lengths' deviations."""
+"""Unit of differences between frames and of deviations of bone lengths."""
 SEQUENCE_FEATURES = 2 * len(BLOCKS) * 4 + 3 + 2 * 5 + 2
+"""63 features of each joint: blocks, first correction, two bones, roughness."""
 CUT_MM = 60.0
-"""The median joint moves further than this between two frames: a cut. The neighbours beyond it are not looked at."""
+"""A cut is assumed where the median joint moves further between two frames. Frames beyond a cut are not used."""
 KNOWN_FRAMES = 8
-"""So many frames of a person are needed before bone lengths and roughness count as known."""
+"""Number of frames of a person from which bone lengths and roughness count as known."""
 HISTORY_FRAMES = 512
-"""A stream takes bone lengths and roughness from so many last frames."""
+"""Online refinement computes bone lengths and roughness from at most this number of latest frames."""
 ROUGHNESS_FLOOR_MM = 0.1
 """Added to a joint's acceleration (mm per frame squared) before its logarithm is averaged."""
 
 ESTIMATOR_LAYOUT = "estimator14"
-"""Written into an estimator's file; another is refused."""
+"""Name of the layout in an estimator's file. Files of another layout are refused."""

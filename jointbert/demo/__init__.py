@@ -1,6 +1,7 @@
-"""A small sample to try things on: a procedural hand with errors drawn from a model that was fitted to published predictions.
+"""A small sample for demonstrations: poses of a procedural hand, with errors from a model that was fitted to published
+predictions.
 
-Nothing in it is a recording of anybody's hand or anybody's prediction.
+It contains no recording of a person and no published prediction.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class Demo(NamedTuple):
     groundtruth: np.ndarray
     """``(frames, 14, 3)`` float32."""
     predictions: np.ndarray
-    """``(frames, 14, 3)`` float32: the same with errors such as estimators make."""
+    """``(frames, 14, 3)`` float32: the ground truth plus errors that are typical of estimators."""
     confidence: np.ndarray
     """``(frames, 14)`` float32 in [0, 1], simulated."""
 

@@ -1,1 +1,1 @@
-"""Metrics, the text format of published predictions, figures."""
+"""Evaluation: accuracy metrics, attention statistics, pictures of hands."""

@@ -1,4 +1,4 @@
-"""Where a refiner's joints look: attention on neighbours along bones and along indices, by layer (thesis, chapters 5 and 6)."""
+"""Statistics of a refiner's attention: shares on neighbours by bone and by index in each layer (thesis, chapters 5 and 6)."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ def _adjacency(pairs: tuple[Bone, ...]) -> np.ndarray:
 
 
 BY_BONE = _adjacency(NYU14.bones)
-"""``(14, 14)``: 1 where a bone joins two joints."""
+"""``(14, 14)``: 1 if a bone connects the two joints."""
 BY_INDEX = _adjacency(tuple((i, i + 1) for i in range(NUM_JOINTS - 1)))
-"""``(14, 14)``: 1 where two joints follow one another in the canonical order."""
+"""``(14, 14)``: 1 if the two joints are adjacent in the canonical order."""
 
 
 @dataclass(frozen=True)
 class AttentionShares:
-    """How much attention goes where, a mean over joints, heads and poses."""
+    """Shares of attention, as means over joints, heads and poses."""
 
     bone: float
     """Share on the joints at the other end of a bone."""
     index: float
-    """Share on the joints before and after in the canonical order."""
+    """Share on the joints directly before and after in the canonical order."""
     both: float
-    """Of these two, what is on joints that are neighbours either way."""
+    """Share on joints that are neighbours in both senses."""
     itself: float
     """Share on the joint itself."""
     span: float
-    """Mean distance in the canonical order, in joints."""
+    """Mean distance of attention in the canonical order, in joints."""
 
 
 UNIFORM = AttentionShares(
@@ -47,14 +47,14 @@ UNIFORM = AttentionShares(
     1 / NUM_JOINTS,
     (NUM_JOINTS**2 - 1) / (3 * NUM_JOINTS),
 )
-"""The shares of attention that is the same on every joint."""
+"""The shares of uniform attention."""
 
 
 def attention_shares(attention: np.ndarray) -> AttentionShares:
     """The shares of ``(..., 14, 14)`` attention, whose rows add up to 1.
 
     Raises:
-        ValueError: another shape, nothing at all, or rows that add up to something else.
+        ValueError: another shape, an empty array, or rows that do not add up to 1.
     """
     attention = np.asarray(attention, np.float64)
     if attention.shape[-2:] != (NUM_JOINTS, NUM_JOINTS):
@@ -70,7 +70,7 @@ def attention_shares(attention: np.ndarray) -> AttentionShares:
 
 
 def print_shares(layers: np.ndarray) -> None:
-    """Prints a line a layer of ``(layers, ..., 14, 14)`` attention, and of uniform attention.
+    """Prints a line for each layer of ``(layers, ..., 14, 14)`` attention, and one for uniform attention.
 
     Raises:
         ValueError: as :func:`attention_shares`; no layers.

@@ -1,4 +1,4 @@
-"""Pictures of hands. matplotlib is imported when one is drawn (``pip install "jointbert[viz]"``)."""
+"""Pictures of hands, attention and errors. matplotlib is imported on demand (``pip install "jointbert[viz]"``)."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def draw_hand(
     """Draws ``(J, 3)`` joints of a skeleton as rounded bones over the palm, far ones first.
 
     Args:
-        axes: matplotlib axes. dims: which two coordinates to show. colour: one for all; ``None``: one a finger.
-        width: of the bones, points. layer: hands of a higher one hide those of a lower.
+        axes: matplotlib axes. dims: which two coordinates to show. colour: for all fingers; ``None``: one for each.
+        width: of the bones, points. layer: hands with a higher layer cover those with a lower one.
     """
     depth_axis = ({0, 1, 2} - set(dims)).pop()
     triangle = joints[list(skeleton.palm)][:, dims]
@@ -61,7 +61,7 @@ def draw_hand(
 
 
 def before_after(path: str | Path, groundtruth: np.ndarray, prediction: np.ndarray, refined: np.ndarray) -> None:
-    """Writes a picture of one pose ``(14, 3)`` in millimetres: true and predicted, true and refined, from front and side.
+    """Writes a picture of one pose ``(14, 3)`` in millimetres: prediction and refinement over the truth, from front and side.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -111,7 +111,7 @@ def save_estimate(
 def estimate_figure(
     crop: np.ndarray, heatmaps: np.ndarray, uv: np.ndarray, joints: np.ndarray, groundtruth: np.ndarray | None = None
 ) -> Any:
-    """A matplotlib figure of what an estimator made of one image: its skeleton, its heatmaps, its pose from the side.
+    """A matplotlib figure of an estimator's result for one image: skeleton, heatmaps, and the pose from the side.
 
     Args:
         crop: ``(S, S)`` depth, or ``(S, S, 3)`` RGB in [0, 1]. heatmaps: ``(14, H, W)``.
@@ -159,7 +159,7 @@ def save_attention(path: str | Path, attention: np.ndarray, title: str = "") -> 
 
 
 def save_attention_layers(folder: str | Path, attention: np.ndarray) -> list[Path]:
-    """Writes pictures of every second layer of ``(layers, heads, 14, 14)``, of a single layer's own; returns their paths.
+    """Writes a picture of every 2nd layer of ``(layers, heads, 14, 14)``, or of a single layer; returns the paths.
 
     Raises:
         ValueError: another shape. ImportError: matplotlib is missing.
@@ -176,7 +176,7 @@ def save_attention_layers(folder: str | Path, attention: np.ndarray) -> list[Pat
 
 
 def attention_figure(attention: np.ndarray, title: str = "") -> Any:
-    """The matplotlib figure of :func:`save_attention`: rows look at columns.
+    """The matplotlib figure of :func:`save_attention`; the joints of the rows attend to those of the columns.
 
     Raises:
         ValueError: another shape. ImportError: matplotlib is missing.
@@ -209,8 +209,9 @@ def attention_figure(attention: np.ndarray, title: str = "") -> Any:
 
 
 def save_joint_errors(path: str | Path, errors: Mapping[str, np.ndarray]) -> None:
-    """Writes bars of the mean error by joint and of all joints, for each name's ``(frames, 14)`` errors in mm; whiskers are
-    the means' standard errors (thesis, figure 5.3).
+    """Writes a bar chart of the mean error of each joint and of all joints, for each name's ``(frames, 14)`` errors in mm.
+
+    Whiskers show the standard errors of the means (thesis, figure 5.3).
 
     Raises:
         ValueError: no names, another shape, errors that are not finite. ImportError: matplotlib is missing.

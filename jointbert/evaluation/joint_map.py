@@ -1,4 +1,4 @@
-"""The picture of docs/joints.md: where each of the 14 joints lies in a hand.
+"""Draws the picture of docs/joints.md, which shows the position of each of the 14 joints in a hand.
 
     python -m jointbert.evaluation.joint_map docs/joints.png
 
@@ -17,7 +17,7 @@ from jointbert.evaluation.figures import pyplot_without_display
 from jointbert.skeletons import NYU14
 
 KNUCKLES_MM = np.array([[-33.0, -30, 0], [-14, -34, 0], [3, -33, 0], [21, -31, 0], [22, 46, 0]])
-"""Where pinky, ring, middle, index (knuckles) and thumb (saddle joint) begin; the protocol does not have these."""
+"""Base joints of pinky, ring, middle, index (knuckles) and thumb (saddle joint), which the protocol does not contain."""
 
 POSE_MM = np.array(
     [
@@ -116,7 +116,7 @@ def _colour(joint: int) -> str:
 
 
 def _draw_joint(axes: Any, joint: int, label: _Label) -> None:
-    """A numbered dot, and its name beside the hand at the end of a line."""
+    """Draws a numbered dot, and a line to its name beside the hand."""
     x, y = POSE_MM[joint, :2]
     end = label.side * (_MARGIN_MM - 10)
     bend = end - label.side * 12
@@ -142,7 +142,7 @@ def _draw_joint(axes: Any, joint: int, label: _Label) -> None:
 
 
 def _draw_skin(axes: Any) -> None:
-    """The hand's outline: where the smooth union of capsules about the bones ends."""
+    """Draws the hand's outline, the boundary of a smooth union of capsules around the bones."""
     capsules = []
     for (finger, widths), root in zip(_WIDTHS_MM.items(), KNUCKLES_MM, strict=False):
         chain = [root, *POSE_MM[list(NYU14.fingers[finger])[::-1]]]
@@ -170,7 +170,7 @@ def _draw_other_joints(axes: Any) -> None:
 
 
 def _draw_axes(axes: Any, x: float, y: float) -> None:
-    """The camera's axes."""
+    """Draws the camera's axes."""
     for dx, dy, name, at in ((22, 0, "x", (27, 0)), (0, 22, "y", (0, 27))):
         axes.annotate("", (x + dx, y + dy), (x, y), arrowprops={"arrowstyle": "->", "color": "#444444", "lw": 1.3})
         axes.text(x + at[0], y + at[1], name, fontsize=10, ha="center", va="center", color="#444444")
@@ -180,7 +180,7 @@ def _draw_axes(axes: Any, x: float, y: float) -> None:
 
 
 def _distance(points: np.ndarray, start: np.ndarray, end: np.ndarray, at_start: float, at_end: float) -> np.ndarray:
-    """Of points ``(..., 2)`` from a capsule whose radius goes from ``at_start`` to ``at_end``; negative inside."""
+    """Signed distance of points ``(..., 2)`` from a capsule with radii ``at_start`` and ``at_end``; negative inside."""
     start, along = start[:2], (end - start)[:2]
     share = np.clip((points - start) @ along / (along @ along), 0, 1)
     radius = at_start + share * (at_end - at_start)

@@ -18,14 +18,14 @@ NYU_RANGES: dict[str, slice] = {
     SELECTED: slice(2440, 4376),
     "4376-8251 (subject 2, never seen)": slice(4376, NYU_TEST_FRAMES),
 }
-"""The NYU test frames, by what the shipped weights know of them."""
+"""Ranges of the NYU test frames, by their use for the shipped weights."""
 
 
 def joint_errors(prediction: np.ndarray, groundtruth: np.ndarray, skeleton: Skeleton = NYU14) -> np.ndarray:
-    """Euclidean distances ``(frames, J)`` of two ``(frames, J, 3)`` arrays, in their unit.
+    """Euclidean distances ``(frames, J)`` of the joints of two ``(frames, J, 3)`` arrays, in their unit.
 
     Raises:
-        ValueError: shapes that differ or are no poses.
+        ValueError: the shapes differ, or are not those of poses.
     """
     prediction, groundtruth = np.asarray(prediction, np.float64), np.asarray(groundtruth, np.float64)
     if prediction.shape != groundtruth.shape or prediction.shape[-2:] != (skeleton.num_joints, 3):
@@ -37,19 +37,20 @@ def joint_errors(prediction: np.ndarray, groundtruth: np.ndarray, skeleton: Skel
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Figures of one prediction, over the joints whose error is known (both sides finite)."""
+    """Accuracy of one prediction, over the joints that are finite in the prediction and in the ground truth."""
 
     frames: int
     mean_mm: float
+    """MPJPE."""
     by_joint_mm: dict[str, float]
     mean_within: dict[float, float]
-    """Share of frames whose mean joint error is at most D mm."""
+    """Share of frames whose MPJPE is at most D mm, by D."""
     max_within: dict[float, float]
-    """Share of frames whose largest joint error is at most D mm (Taylor et al., CVPR 2012)."""
+    """Share of frames whose largest joint error is at most D mm, by D (Taylor et al., CVPR 2012)."""
     joints_missing: int
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON; a figure of nothing is null."""
+        """The fields for JSON; figures without data become null."""
 
         def number(value: float) -> float | None:
             return value if np.isfinite(value) else None
@@ -72,7 +73,8 @@ def accuracy(
 ) -> Accuracy:
     """Accuracy of ``(frames, J, 3)`` predictions against the ground truth, both in millimetres, canonical order.
 
-    A joint that either side lacks is left out of the means and counted; a frame in which any is missing is within no distance.
+    Joints that are missing on either side are left out of the means and counted in ``joints_missing``. A frame with a missing
+    joint does not count as within any distance.
     """
     errors = joint_errors(prediction, groundtruth, skeleton)
     known = np.isfinite(errors)
@@ -94,28 +96,30 @@ def accuracy(
 
 
 def relative_gain(before_mm: float, after_mm: float) -> float:
-    """How much smaller the error became, as a fraction; negative is harm, minus infinity where there was no error before."""
+    """The relative reduction of an error; negative if the error grew, minus infinity if it grew from 0."""
     if before_mm == 0:
         return 0.0 if after_mm == 0 else -np.inf
     return (before_mm - after_mm) / before_mm
 
 
 def acceleration_error(prediction: np.ndarray, groundtruth: np.ndarray) -> float:
-    """Mean distance of predicted and true accelerations: second differences of a ``(frames, 14, 3)`` sequence, in its unit per
-    frame squared. Where it is small the hand moves smoothly, though it may be in the wrong place.
+    """Mean distance of predicted and true accelerations, in the unit of the positions per frame squared.
+
+    Accelerations are second differences of a ``(frames, 14, 3)`` sequence. A small error means a realistic motion; the
+    positions may be wrong nevertheless.
     """
     wrong = np.asarray(prediction, np.float64) - np.asarray(groundtruth, np.float64)
     return float(np.linalg.norm(np.diff(wrong, 2, axis=0), axis=-1).mean())
 
 
 def area_under_roc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The probability that a positive's score is higher than a negative's, equal ones counting half (Mann and Whitney, 1947).
+    """The probability that a positive has a higher score than a negative; equal scores count half (Mann and Whitney, 1947).
 
     Args:
         scores: ``(N,)``. positive: ``(N,)`` bool.
 
     Raises:
-        ValueError: shapes that differ, or only positives, or none.
+        ValueError: the shapes differ, or there are no positives or no negatives.
     """
     scores, positive = np.asarray(scores), np.asarray(positive, dtype=bool)
     if scores.ndim != 1 or scores.shape != positive.shape:

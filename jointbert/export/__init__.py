@@ -1,1 +1,1 @@
-"""Export of the refiner to other runtimes. Needs torch (``pip install "jointbert[export]"``)."""
+"""Export of the refiner and the estimator to ONNX. Needs torch (``pip install "jointbert[export]"``)."""

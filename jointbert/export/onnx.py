@@ -1,4 +1,4 @@
-"""ONNX export with a dynamic batch: the refiner, by the contract of :mod:`jointbert.contract.layout`, and the estimator."""
+"""Exports the refiner (with the tensors of :mod:`jointbert.contract.layout`) and the estimator to ONNX, for any batch size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPSET = 18
 
 
 def export_refiner(path: str | Path, weights: str | os.PathLike[str] = "nyu14") -> None:
-    """Writes ``features (B, 14, 8)`` to ``output (B, 14, 4)`` as one ONNX file, with the weights' metadata.
+    """Writes the refiner as one ONNX file with the weights' metadata: ``features (B, 14, 8)`` in, ``output (B, 14, 4)`` out.
 
     Raises:
         ValueError: unknown weights. OSError: the file can't be written.
@@ -36,15 +36,14 @@ def export_refiner(path: str | Path, weights: str | os.PathLike[str] = "nyu14") 
 
 
 def export_estimator(path: str | Path, estimator: str | os.PathLike[str]) -> None:
-    """Writes an estimator's file as one ONNX file, from the camera's images to refined joints.
+    """Writes an estimator as one ONNX file, from the camera's images to refined joints.
 
-    In: ``images (B, C, H, W)`` float32, ``centres (B, 3)``, ``camera (B, 4)``, ``left (B,)`` bool, as
-    :meth:`jointbert.models.estimator.HandPoseEstimator.run` has them; out: the fields of
-    :class:`jointbert.estimator.Estimated`. Batch and the images' size are free. Nothing is checked in there:
-    :class:`jointbert.estimator.Estimator` does.
+    Inputs: ``images (B, C, H, W)`` float32, ``centres (B, 3)``, ``camera (B, 4)``, ``left (B,)`` bool, as in
+    :meth:`jointbert.models.estimator.HandPoseEstimator.run`. Outputs: the fields of :class:`jointbert.estimator.Estimated`. The
+    batch size and the images' size are free. The graph checks nothing; :class:`jointbert.estimator.Estimator` does.
 
     Raises:
-        ValueError: not the file of an estimator. OSError: a file can't be read, or written.
+        ValueError: not an estimator's file. OSError: a file can't be read or written.
     """
     from jointbert.models.estimator import HandPoseEstimator
     from jointbert.models.regression import LinearDepth
@@ -63,10 +62,12 @@ def export_estimator(path: str | Path, estimator: str | os.PathLike[str]) -> Non
     height, width = torch.export.Dim("height", min=2, max=8192), torch.export.Dim("width", min=2, max=8192)
     shapes = {"images": {0: batch, 2: height, 3: width}, "centres": {0: batch}, "camera": {0: batch}, "left": {0: batch}}
     metadata = {"layout": ESTIMATOR_LAYOUT, "config": json.dumps(asdict(model.config))}
-    _export(_Whole(model), example, shapes, list(Estimated._fields), metadata, path)
+    _export(_FromImages(model), example, shapes, list(Estimated._fields), metadata, path)
 
 
-class _Whole(nn.Module):
+class _FromImages(nn.Module):
+    """An estimator's :meth:`run` as the forward pass."""
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
@@ -84,7 +85,7 @@ def _export(
     path: str | Path,
 ) -> None:
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        warnings.simplefilter("ignore")  # the exporter warns about its own deprecations
         temporary = Path(folder) / "model.onnx"
         torch.onnx.export(
             model,

@@ -1,1 +1,1 @@
-"""Checks of what users bring: arrays, arguments, images, files, and what a backend noticed about them."""
+"""Reading and checking of user input: arrays, arguments, images, files; and warnings about suspicious poses."""

@@ -1,4 +1,4 @@
-"""Checks of the arguments of :func:`jointbert.refine`: what is wrong beyond doubt is an error that names the argument."""
+"""Checks of the arguments of :func:`jointbert.refine`: errors name the argument and what was expected."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ HANDS = ("right", "left")
 
 
 def check_flag(name: str, value: Any) -> None:
+    """Raises TypeError if an argument is not a bool."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: got {type(value).__name__}; expected a bool")
 
 
 def check_units(units: Any) -> None:
+    """Raises ValueError for an unknown unit."""
     if not isinstance(units, str) or units not in UNITS_MM:
         raise ValueError(f"units: got {units!r}; expected one of {', '.join(map(repr, UNITS_MM))}")
 
 
 def check_joints(array: np.ndarray) -> np.ndarray:
-    """Shape and dtype; returns float32 or float64, C-contiguous."""
+    """Checks shape and dtype of joints; returns them as float32 or float64, C-contiguous.
+
+    Raises:
+        TypeError: an unsuitable dtype. ValueError: another shape than ``(..., 14, 3)``.
+    """
     kind = array.dtype.kind
     if kind not in "fiu" or (kind == "f" and array.dtype.itemsize < 2):
         raise TypeError(f"joints: got the dtype {array.dtype}; expected floating-point or integer coordinates")
@@ -33,16 +39,20 @@ def check_joints(array: np.ndarray) -> np.ndarray:
     if len(shape) < 2 or shape[-2:] != (NUM_JOINTS, 3):
         raise ValueError(f"joints: got the shape {shape}; expected (..., {NUM_JOINTS}, 3){_shape_hint(shape)}")
     small = array.dtype.itemsize <= 4 and kind == "f"
-    with np.errstate(over="ignore"):  # a longdouble beyond float64 becomes infinite: missing
+    with np.errstate(over="ignore"):  # a longdouble beyond float64's range becomes infinite, so that its joint is missing
         return np.ascontiguousarray(array, dtype=np.float32 if small else np.float64)
 
 
 MAX_THREADS = 256
-"""More than this many help nobody, and a machine may refuse them by an end of the process."""
+"""Upper limit of CPU threads. More do not help, and a system may end a process that starts too many."""
 
 
 def check_threads(threads: Any) -> int:
-    """A number of CPU threads, 256 at most."""
+    """Checks a number of CPU threads; returns at most :data:`MAX_THREADS`.
+
+    Raises:
+        TypeError: not an integer. ValueError: less than 1.
+    """
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
         raise TypeError(f"threads: got {type(threads).__name__}; expected an integer")
     if threads < 1:
@@ -51,7 +61,11 @@ def check_threads(threads: Any) -> int:
 
 
 def check_device_per_joint(name: str, shape: tuple[int, ...], dtype: str, expected: tuple[int, ...]) -> None:
-    """Shape and dtype of what is said of joints on a GPU; the rules are those of arrays on the CPU."""
+    """Checks shape and dtype of a per-joint argument on a GPU, by the rules for CPU arrays.
+
+    Raises:
+        TypeError: an unsuitable dtype. ValueError: a shape that can't be broadcast.
+    """
     kinds, what = (("bool", "int", "uint"), "bool") if name == "visible" else (("float", "bfloat", "int", "uint"), "numbers")
     if dtype.rstrip("0123456789") not in kinds:
         raise TypeError(f"{name}: got the dtype {dtype}; expected {what}")
@@ -64,7 +78,11 @@ def check_device_per_joint(name: str, shape: tuple[int, ...], dtype: str, expect
 
 
 def check_device_joints(shape: tuple[int, ...], dtype: str) -> None:
-    """Shape and dtype of joints on a GPU, where they stay as they are."""
+    """Checks shape and dtype of joints on a GPU.
+
+    Raises:
+        TypeError: not floating point. ValueError: another shape than ``(..., 14, 3)``.
+    """
     if dtype not in ("float16", "bfloat16", "float32", "float64"):
         raise TypeError(f"joints: got the dtype {dtype}; expected floating-point coordinates")
     if len(shape) < 2 or shape[-2:] != (NUM_JOINTS, 3):
@@ -84,6 +102,11 @@ def _shape_hint(shape: tuple[int, ...]) -> str:
 
 
 def check_hand(hand: Any, leading: tuple[int, ...]) -> np.ndarray | None:
+    """``(N,)`` bool, True for left hands, from one word or one for each frame; None if one word says that all are right.
+
+    Raises:
+        TypeError: no words. ValueError: another word or shape.
+    """
     if isinstance(hand, str):
         if hand not in HANDS:
             raise ValueError(f"hand: got {hand!r}; expected 'right', 'left' or one of these for each frame")
@@ -119,6 +142,11 @@ def _per_joint(value: Any, name: str, shape: tuple[int, ...], kinds: str, expect
 
 
 def check_visible(visible: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """``visible`` as ``(N, 14)`` bool, broadcast to the per-joint ``shape``.
+
+    Raises:
+        TypeError: an unsuitable dtype. ValueError: another shape, integers other than 0 and 1.
+    """
     array = _per_joint(visible, "visible", shape, "biu", "bool")
     if array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
         raise ValueError("visible: got integers other than 0 and 1; expected bool")
@@ -126,6 +154,11 @@ def check_visible(visible: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_confidence(confidence: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """``confidence`` as ``(N, 14)`` float32, broadcast to the per-joint ``shape``; NaN: unknown.
+
+    Raises:
+        TypeError: an unsuitable dtype. ValueError: another shape, a value outside [0, 1].
+    """
     array = _per_joint(confidence, "confidence", shape, "fiu", "numbers in [0, 1]")
     bad = (array < 0) | (array > 1)
     if bad.any():
@@ -134,9 +167,14 @@ def check_confidence(confidence: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_error(error_mm: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """``error_mm`` as ``(N, 14)`` float32, broadcast to the per-joint ``shape``; NaN: unknown.
+
+    Raises:
+        TypeError: an unsuitable dtype. ValueError: another shape, a value that is not positive or is infinite.
+    """
     array = _per_joint(error_mm, "error_mm", shape, "fiu", "positive numbers", scalar=True)
     bad = (array <= 0) | np.isposinf(array)
     if bad.any():
         raise ValueError(f"error_mm: got {float(array[bad][0])!r}; expected positive millimetres, NaN where unknown")
-    with np.errstate(over="ignore"):  # beyond float32 is beyond the clamp, too, on either side
+    with np.errstate(over="ignore"):  # values beyond float32's range are clamped anyway
         return np.ascontiguousarray(np.clip(array, 1e-6, 1e6), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Arrays of any library in, the same library's out: NumPy, torch, whatever speaks DLPack or ``__array__``, lists."""
+"""Converts arrays of any library (NumPy, torch, DLPack, ``__array__``, lists) to NumPy, and results back to that library."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Restore = Callable[[np.ndarray], Any]
 
 
 def to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
-    """A NumPy view or copy of ``value``, and what turns a NumPy result into the library of ``value``.
+    """A NumPy view or copy of ``value``, and a function that converts NumPy results to the library of ``value``.
 
-    The result of ``restore`` has the dtype of the array that it is given. bfloat16 arrays are given as float32; their
-    ``restore`` turns float32 results into bfloat16 again.
+    The function keeps the result's dtype. bfloat16 input is converted to float32, and its float32 results to bfloat16.
 
-    Subclasses (a torch Parameter, a NumPy subclass) come back as their library's plain array; what speaks DLPack or
-    ``__array__`` alone comes back as NumPy.
+    For subclasses (a torch Parameter, a NumPy subclass) results are plain arrays of the library. For objects that only have
+    DLPack or ``__array__``, they are NumPy arrays.
 
     Raises:
-        TypeError: not an array, an array that is no plain one (sparse, masked, with a gradient). ValueError: on a GPU, ragged.
+        TypeError: not an array, or not a plain one (sparse, masked, with a gradient). ValueError: an array on a GPU, a ragged
+            list.
     """
     try:
         return _to_numpy(value, name)
-    except Exception as error:  # whatever another library raises when it is asked for its numbers
+    except Exception as error:  # other libraries raise errors of any type
         if isinstance(error, (TypeError, ValueError)) and str(error).startswith(f"{name}: "):
             raise
         reason = " ".join(str(error).split())
@@ -37,7 +37,7 @@ def to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
 
 def _to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
     if isinstance(value, np.ndarray):
-        return _from_bfloat16(_unmasked(value, name))
+        return _from_bfloat16(_check_unmasked(value, name))
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _from_torch(torch, value, name)
@@ -52,36 +52,36 @@ def _to_numpy(value: Any, name: str) -> tuple[np.ndarray, Restore]:
         if int(device[0]) not in _CPU_DEVICES:
             raise ValueError(f"{name}: the {type(value).__name__} is on a device, {_GPU_ADVICE}")
     if hasattr(value, "__array__"):
-        array = _unmasked(np.asanyarray(value), name)
+        array = _check_unmasked(np.asanyarray(value), name)
     elif hasattr(value, "__dlpack__"):
         array = np.from_dlpack(value)
     else:
         raise TypeError(
             f"{name}: got {type(value).__name__}; expected an array (NumPy, torch, DLPack, __array__) or a nested list"
         )
-    array, down = _from_bfloat16(array)
+    array, to_bfloat16 = _from_bfloat16(array)
     if hasattr(value, "__array_namespace__"):
         library = value.__array_namespace__()
-        return array, lambda result: library.asarray(down(result))
-    return array, down
+        return array, lambda result: library.asarray(to_bfloat16(result))
+    return array, to_bfloat16
 
 
-def _unmasked(array: np.ndarray, name: str) -> np.ndarray:
-    """The plain array; a mask that NumPy would drop without a word is an error."""
+def _check_unmasked(array: np.ndarray, name: str) -> np.ndarray:
+    """A plain array; raises for a masked array, whose mask NumPy would drop silently."""
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name}: got a masked array; pass values.filled(numpy.nan), or the mask as visible=")
     return np.asarray(array)
 
 
 def _from_list(value: Any, name: str) -> np.ndarray:
-    """Numbers of a nested list; floating-point ones as float64."""
+    """The array of a nested list; floating-point numbers become float64."""
 
     def check(item: Any) -> None:
         if isinstance(item, (list, tuple)):
             for element in item:
                 check(element)
         elif not isinstance(item, (int, float)):
-            to_numpy(item, name)  # a mask, a gradient, a GPU, a string
+            to_numpy(item, name)  # raises for unsuitable items: a mask, a gradient, a GPU array, a string
 
     check(value)
     try:

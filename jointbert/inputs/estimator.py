@@ -1,4 +1,4 @@
-"""Checks of what the estimator takes, by shapes and NumPy values alone, for the runtimes with and without torch."""
+"""Checks of the estimator's arguments by shapes and NumPy values, for its runtimes with and without torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _CHANNELS = {"depth": 1, "rgb": 3}
 
 
 def check_camera_images(image: str, shape: tuple[int, ...], kind: str, dtype: str) -> None:
-    """Checks a batch of images. ``image``: ``depth`` or ``rgb``. ``kind``: NumPy's letter of the ``dtype``.
+    """Checks a batch of images. ``image``: ``depth`` or ``rgb``. ``kind``: NumPy's kind code of the ``dtype``.
 
     Raises:
-        ValueError: not ``(B, C, H, W)``. TypeError: another dtype than the images' kind takes.
+        ValueError: not ``(B, C, H, W)``. TypeError: an unsuitable dtype.
     """
     channels = _CHANNELS[image]
     if len(shape) != 4 or shape[1] != channels or 0 in shape[2:]:
@@ -23,13 +23,13 @@ def check_camera_images(image: str, shape: tuple[int, ...], kind: str, dtype: st
 
 
 def check_centres_shape(shape: tuple[int, ...], count: int) -> None:
-    """Raises ValueError where the centres of ``count`` images are not ``(count, 3)``."""
+    """Raises ValueError if the centres of ``count`` images are not ``(count, 3)``."""
     if shape != (count, 3):
         raise ValueError(f"centres: got the shape {shape}; expected ({count}, 3), x y z in millimetres")
 
 
 def check_centres(centres: np.ndarray, count: int) -> None:
-    """Raises ValueError where centres ``(count, 3)`` are misshapen, not finite or not in front of the camera."""
+    """Raises ValueError if centres ``(count, 3)`` are misshapen, not finite or not in front of the camera."""
     check_centres_shape(centres.shape, count)
     bad = ~(np.isfinite(centres).all(1) & (centres[:, 2] > 0))
     if bad.any():
@@ -38,7 +38,7 @@ def check_centres(centres: np.ndarray, count: int) -> None:
 
 
 def check_centre_pixels(uv: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raises ValueError where a centre's pixel ``(B, 2)`` lies outside images ``(..., H, W)``: another camera's, or unit's."""
+    """Raises ValueError if a centre's pixel ``(B, 2)`` lies outside the image ``(..., H, W)``: a wrong unit or camera."""
     h, w = shape[-2:]
     outside = ~((uv >= -0.5) & (uv < np.array([w, h]) - 0.5)).all(1)
     if outside.any():
@@ -51,7 +51,7 @@ def check_centre_pixels(uv: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def check_left(left: Any, count: int) -> np.ndarray:
-    """Left hands as ``(count,)`` bool, from one for all or one an image.
+    """``(count,)`` bool, True for left hands, from one bool for all images or one for each.
 
     Raises:
         ValueError: another dtype or shape.
@@ -63,7 +63,7 @@ def check_left(left: Any, count: int) -> np.ndarray:
 
 
 def check_not_empty(empty: np.ndarray) -> None:
-    """Raises ValueError where ``(B,)`` bool says that an image has no depth within its cube."""
+    """Raises ValueError if ``(B,)`` bool is True for an image: it has no depth within its cube."""
     if empty.any():
         i = int(np.flatnonzero(empty)[0])
         raise ValueError(f"images: there is no depth within the cube around the centre of image {i}")

@@ -1,4 +1,4 @@
-"""Images as files: depth in millimetres, RGB; and where a hand may be in a depth image."""
+"""Reads depth and RGB images from files, and finds the probable centre of a hand in a depth image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jointbert.camera import Camera
 def read_depth(path: str | Path, mm_per_unit: float = 1.0) -> np.ndarray:
     """``(H, W)`` float32 millimetres, 0 where there is no reading.
 
-    A PNG of 16 bits holds depth itself, in units of ``mm_per_unit``; one of 8-bit RGB holds 256 G + B millimetres, as NYU's do;
-    a ``.npy`` file is an array in units of ``mm_per_unit``.
+    A 16-bit PNG and a ``.npy`` array hold depth in units of ``mm_per_unit``. An 8-bit RGB PNG holds 256 G + B millimetres, as
+    in the NYU data set.
 
     Raises:
         OSError: there is no such file. ValueError: it is truncated, or no depth image.
@@ -56,15 +56,15 @@ def _read(path: Path) -> np.ndarray:
             return np.asarray(image)
     except ImportError:
         raise ImportError("images need pillow; pip install pillow") from None
-    except Exception as error:  # pillow has a dozen for what a broken file can do
+    except Exception as error:  # pillow raises many types of errors for broken files
         raise ValueError(f"{path}: no readable image ({error})") from None
 
 
 def centre_of_mass(depth: np.ndarray, camera: Camera, cube_mm: float = 300.0, rounds: int = 5) -> np.ndarray:
-    """``(3,)`` x y z, millimetres, of the middle of what is nearest to the camera.
+    """``(3,)`` x y z in millimetres: the centre of the object that is nearest to the camera.
 
-    The first guess is the median of the nearest 1 % of the readings; ``rounds`` times, the mean of the readings within a cube
-    around the last guess is the next one.
+    The first estimate is the median of the nearest 1 % of the readings. It is replaced ``rounds`` times by the mean of the
+    readings within a cube around it.
 
     Args:
         depth: ``(H, W)`` millimetres, 0 where there is no reading.

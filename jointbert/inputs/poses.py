@@ -1,4 +1,4 @@
-"""Poses and what is said of them, checked once, on their way from the user's arrays to a backend."""
+"""Options of a call, and the preparation of poses: checks the user's arrays and makes the batch for a backend."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jointbert.skeletons import NYU14, Skeleton
 
 @dataclass(frozen=True, eq=False)
 class PoseOptions:
-    """What is said of poses, as the user said it; :func:`jointbert.refine` documents each."""
+    """Arguments that describe poses, unchecked; :func:`jointbert.refine` documents them."""
 
     confidence: Any = None
     visible: Any = None
@@ -37,16 +37,16 @@ class PoseOptions:
 
     @property
     def states_error(self) -> bool:
-        """Whether something was said of how far off the joints are."""
+        """Whether the user stated the size of errors, or confidences."""
         return self.error_mm is not None or self.confidence is not None
 
 
 @dataclass(frozen=True, eq=False)
 class RefineOptions(PoseOptions):
-    """:class:`PoseOptions`, and what is asked for.
+    """All options of a call of :func:`jointbert.refine`.
 
     Raises:
-        TypeError: a flag that is no bool.
+        TypeError: a flag is not a bool.
     """
 
     sequence: bool = False
@@ -59,19 +59,19 @@ class RefineOptions(PoseOptions):
 
 
 class PreparedPoses(NamedTuple):
-    """Checked poses."""
+    """Checked poses, and what is needed to return a result in the input's type."""
 
     batch: Batch
     given: np.ndarray
-    """The user's numbers as NumPy."""
+    """The input as a NumPy array."""
     restore: Restore
-    """Turns a NumPy result into an array of the user's library."""
+    """Converts a NumPy result to an array of the input's library."""
     leading: tuple[int, ...]
-    """The input's shape without joints and coordinates."""
+    """The input's shape without its last two axes, joints and coordinates."""
 
 
 def prepare(joints: Any, options: PoseOptions, skeleton: Skeleton = NYU14) -> PreparedPoses:
-    """Checks poses in the host's memory and what is said of them.
+    """Checks poses in the host's memory and their options.
 
     Raises:
         ValueError, TypeError: as :func:`jointbert.refine`.

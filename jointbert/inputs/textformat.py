@@ -1,4 +1,4 @@
-"""The text format of published predictions: one line a frame, 42 numbers, u v d or x y z of each of the 14 joints."""
+"""Reads and writes the text format of published predictions: one line per frame, 42 numbers, u v d or x y z of 14 joints."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ NUMBERS = 3 * NUM_JOINTS
 
 
 class Frames(NamedTuple):
-    """A prediction file: the joints, and the lines that they stood in."""
+    """The content of a prediction file: its joints, and its lines as text."""
 
     joints: np.ndarray  # (frames, 14, 3) float64, x y z
-    lines: list[str]  # one a frame, without its end
+    lines: list[str]  # one per frame, without line ends
 
 
 def read_frames(path: str | Path, format: Format, camera: Camera | None = None) -> Frames:
     """Reads a prediction file.
 
     Args:
-        path: the file; numbers separated by white space or commas. A joint with ``nan``, or in u v d with a depth that is not
-            positive, is missing and becomes nan. Blank lines may stand at the end alone.
+        path: the file; numbers separated by white space or commas. A joint is missing, and becomes nan, if a number is
+            ``nan`` or, in u v d, the depth is not positive. Blank lines are allowed at the end only.
         format: ``uvd`` (pixels, pixels, millimetres) or ``xyz`` (millimetres).
-        camera: what turns u v d into x y z; required for ``uvd``, never guessed.
+        camera: converts u v d to x y z; required for ``uvd``.
 
     Raises:
-        ValueError: an empty file, a line without 42 numbers (named by its number), an unknown format, u v d with no camera.
+        ValueError: an empty file, a line without 42 numbers (the message has its number), an unknown format, u v d with no
+            camera.
         OSError: the file can't be read.
     """
     _check(format, camera)
     numbers, lines, blank = array("d"), [], 0
-    # Undecodable bytes can't be part of a number: they reach the message below instead of a UnicodeDecodeError.
+    # Undecodable bytes are replaced, so that they cause the message below instead of a UnicodeDecodeError.
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             parts = line.replace(",", " ").split()
@@ -61,7 +62,7 @@ def read_frames(path: str | Path, format: Format, camera: Camera | None = None) 
         raise ValueError(f"{path}: the file holds no frame")
     joints = np.array(numbers).reshape(-1, NUM_JOINTS, 3)
     if format == "uvd" and camera is not None:
-        joints[~(joints[..., 2] > 0)] = np.nan  # nothing at or behind the camera can be seen: a marker for "missing"
+        joints[~(joints[..., 2] > 0)] = np.nan  # a depth that is not positive marks a missing joint
         joints = camera.uvd_to_xyz(joints)
     return Frames(joints, lines)
 
@@ -78,12 +79,12 @@ def write_joints(
     camera: Camera | None = None,
     lines: Sequence[str | None] | None = None,
 ) -> None:
-    """Writes ``(frames, 14, 3)`` x y z as a prediction file, with three decimals for millimetres, four for pixels.
+    """Writes ``(frames, 14, 3)`` x y z as a prediction file, with three decimals for millimetres and four for pixels.
 
-    A file that exists is replaced once the new one is complete.
+    An existing file is replaced only when the new one is complete.
 
     Args:
-        lines: for each frame a line to write instead of its joints, or ``None``.
+        lines: for each frame, a line that is written instead of its joints, or ``None``.
 
     Raises:
         ValueError: another shape, an unknown format, u v d with no camera. OSError: the file can't be written.
@@ -98,14 +99,14 @@ def write_joints(
     template = " ".join(decimals * NUM_JOINTS)
     rows = joints.reshape(len(joints), NUMBERS).tolist()
     kept: Sequence[str | None] = lines if lines is not None else [None] * len(rows)
-    with _replacing(Path(path)) as file:
+    with _atomic_writer(Path(path)) as file:
         for row, line in zip(rows, kept, strict=True):
             file.write((line if line is not None else template % tuple(row)) + "\n")
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that takes the place of ``path`` when all of it is written; devices and pipes are written directly."""
+def _atomic_writer(path: Path) -> Iterator[TextIO]:
+    """A text file that replaces ``path`` when it is complete; devices and pipes are written directly."""
     if path.exists() and not path.is_file():
         with open(path, "w", encoding="utf-8") as file:
             yield file

@@ -1,4 +1,4 @@
-"""Skeletons, one a protocol: names, orders, bones and anatomy of its joints."""
+"""Skeletons: for each joint protocol, the names, orders, bones and anatomy of its joints."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from jointbert.skeletons.skeleton import PalmFrame, Skeleton
 
-# Each joint: its name, its parent's index, where it lies.
+# For each joint: its name, its parent's index, its anatomy.
 _JOINTS = (
     ("pinky_tip", 1, "Tip of the little finger: end of its distal phalanx."),
     ("pinky_mid", 13, "PIP joint of the little finger: proximal end of its middle phalanx."),
@@ -26,7 +26,7 @@ _NAMES = tuple(name for name, _, _ in _JOINTS)
 _FINGER_BONES = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (9, 10))
 _PALM_SIDES = ((11, 12), (11, 13), (12, 13))
 PALM_TO_MID = ((1, 13), (3, 13), (5, 13), (7, 13))
-"""From the palm to the middle of each finger: their length changes little, but it does."""
+"""Bones from the palm to each finger's mid joint. Their lengths change a little, so that they are not rigid."""
 
 NYU14 = Skeleton(
     name="nyu14",

@@ -1,4 +1,4 @@
-"""A skeleton as a value: what a protocol's joints are called, how bones join them, where the palm is."""
+"""The class :class:`Skeleton`: names of a protocol's joints, the bones between them, the palm."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Bone = tuple[int, int]
 
 @dataclass(frozen=True)
 class PalmFrame:
-    """Joints that span the palm's frame: its plane, and the side to which the fingers curl. Indices of joints."""
+    """Indices of the joints that define the palm's plane, and the side of it to which the fingers curl."""
 
     across: Bone
-    """From the index finger's side to the little finger's: (end, start)."""
+    """Direction from the index finger's side to the little finger's, as joints (end, start)."""
     up: tuple[tuple[int, ...], tuple[int, ...]]
-    """From the wrist to the fingers: the joints whose mean is the end, and those whose mean is the start."""
+    """Direction from the wrist to the fingers: joints whose mean is its end, and joints whose mean is its start."""
     curl: tuple[Bone, ...]
-    """Along the fingers, from near joints to tips: (tip, near joint). Fingers curl to the palm's side."""
+    """Directions of the fingers, which curl to the palm's side: (tip, near joint)."""
     thumb: Bone
-    """From the palm to the thumb, which stands to the palm's side, too: (thumb, palm)."""
+    """Direction from the palm to the thumb, which is on the palm's side: (thumb, palm)."""
 
     @cached_property
     def joints(self) -> tuple[int, ...]:
-        """All joints that are needed to tell a right hand from a left one."""
+        """All joints that are needed to distinguish right and left hands."""
         pairs = (self.across, self.thumb, *self.curl, *self.up)
         return tuple(sorted({joint for pair in pairs for joint in pair}))
 
@@ -36,18 +36,18 @@ class Skeleton:
     """The joints of a protocol.
 
     Attributes:
-        name: the protocol's, as in ``order="nyu14"``.
-        names: of the joints, in the canonical order: the order of a skeleton's arrays ``(..., J, 3)``.
-        parents: of each joint, the next one towards the root; -1 for the root.
-        bones: pairs of joints that a drawing joins.
-        rigid_bones: pairs whose distance hardly changes for one person: what a calibration measures.
-        fingers: joints of each finger, tip first, by the finger's name.
-        palm: joints of the rigid part between the fingers and the wrist.
-        palm_frame: the palm's plane and side.
-        anatomy: a sentence on where each joint lies, in the order of ``names``.
+        name: the protocol's name, as in ``order="nyu14"``.
+        names: the joints' names in canonical order, which is the order of arrays ``(..., J, 3)``.
+        parents: for each joint, the index of the next joint towards the root; -1 for the root.
+        bones: pairs of joints that drawings connect.
+        rigid_bones: pairs of joints whose distance hardly changes for one person; a calibration measures them.
+        fingers: the joints of each finger, tip first, by the finger's name.
+        palm: the joints of the rigid part between fingers and wrist.
+        palm_frame: the joints that define the palm's plane and side.
+        anatomy: the anatomical position of each joint, in the order of ``names``.
         orders: other orders of the same joints, by name.
-        mirror: factors of x, y, z that turn a left hand into a right one; the joints keep their names.
-        indices: of the joints in other annotations, by the annotation's name.
+        mirror: factors of x, y, z that mirror a left hand to a right one; the joints keep their names.
+        indices: indices of the joints in other annotations, by the annotation's name.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Skeleton:
     def __post_init__(self) -> None:
         joints = range(len(self.names))
         if len(set(self.names)) != len(self.names):
-            raise ValueError(f"skeleton {self.name!r}: a joint's name stands there twice")
+            raise ValueError(f"skeleton {self.name!r}: a joint's name occurs twice")
         for what, values in (("parents", self.parents), ("anatomy", self.anatomy), *self.indices.items()):
             if len(values) != len(self.names):
                 raise ValueError(f"skeleton {self.name!r}: got {len(values)} {what} for {len(self.names)} joints")
@@ -84,6 +84,7 @@ class Skeleton:
 
     @property
     def num_joints(self) -> int:
+        """Number of joints."""
         return len(self.names)
 
     @cached_property
@@ -93,7 +94,7 @@ class Skeleton:
 
     @cached_property
     def chains(self) -> tuple[tuple[int, ...], ...]:
-        """Each finger as a line of joints, from its tip to the root."""
+        """For each finger, the joints from its tip to the root."""
         chains = []
         for finger in self.fingers.values():
             chain = list(finger)
@@ -103,7 +104,7 @@ class Skeleton:
         return tuple(chains)
 
     def resolve_order(self, order: str | Sequence[str]) -> np.ndarray:
-        """Where each canonical joint stands in ``order``.
+        """The index of each canonical joint in ``order``.
 
         Args:
             order: a key of :attr:`all_orders`, or the joints' names in the order of the array's second-last axis.
@@ -133,7 +134,7 @@ class Skeleton:
                 raise ValueError(f"order: {name!r} is no joint name; expected {', '.join(self.names)}")
         if sorted(names) != sorted(self.names):
             missing = [n for n in self.names if n not in names]
-            detail = f"missing {', '.join(missing)}" if missing else "some stand there twice"
+            detail = f"missing {', '.join(missing)}" if missing else "some names occur twice"
             raise ValueError(f"order: got {len(names)} names; expected each of the {count} joint names exactly once ({detail})")
         return _permutation(self.names, names)
 
@@ -141,5 +142,5 @@ class Skeleton:
 @lru_cache(maxsize=64)
 def _permutation(canonical: tuple[str, ...], names: tuple[str, ...]) -> np.ndarray:
     permutation = np.array([names.index(name) for name in canonical], dtype=np.int32)
-    permutation.flags.writeable = False  # every call gets the same one
+    permutation.flags.writeable = False  # cached: all calls share the array
     return permutation

@@ -1,4 +1,4 @@
-"""Shipped weights, and the reader and writer of weight files."""
+"""The shipped weights, and functions that read and write weight files."""
 
 from jointbert.contract import Weights
 from jointbert.weights.reader import (

@@ -1,4 +1,4 @@
-"""The reader of weight files (safetensors: no pickle, nothing is executed)."""
+"""Reads weight files. The format is safetensors, so that reading a file executes no code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jointbert.weights.shapes import sequence_tensor_shapes, tensor_shapes
 
 _FOLDER = Path(__file__).parent
 _SEQUENCE = "-sequence"
-"""What the name of a second stage's file adds to that of its refiner's."""
+"""The suffix of a second stage's file name, after the name of its refiner."""
 _SIZES = ("layers", "heads", "width", "ffn", "features", "outputs")
 
 
@@ -28,7 +28,7 @@ def load_weights(weights: str | os.PathLike[str] = "nyu14") -> Weights:
     """Reads weights by shipped name or from a ``.safetensors`` file.
 
     Raises:
-        ValueError: neither a shipped name nor a file, a file that is not valid, of another kind or of another layout.
+        ValueError: neither a shipped name nor a file; a file that is invalid, of another format or of another layout.
     """
     path = find_weights(weights)
     if path.suffix == ".onnx":
@@ -37,7 +37,7 @@ def load_weights(weights: str | os.PathLike[str] = "nyu14") -> Weights:
 
 
 def find_weights(weights: str | os.PathLike[str]) -> Path:
-    """The file of shipped weights by name, or a file by its path.
+    """The path of shipped weights, given by name, or of a file.
 
     Raises:
         ValueError: neither a shipped name nor a file. TypeError: neither a name nor a path.
@@ -57,10 +57,10 @@ def find_weights(weights: str | os.PathLike[str]) -> Path:
 
 
 def load_sequence_weights(first: Weights) -> Weights:
-    """Reads the second stage, for sequences and calibrated persons, that stands beside a refiner's file.
+    """Reads a refiner's second stage (for sequences and calibrated persons), from the file beside the refiner's.
 
     Raises:
-        ValueError: there is none, it is no such file, or it was trained on another refiner than ``first``.
+        ValueError: there is no such file, it is invalid, or it was trained on another refiner than ``first``.
     """
     path = first.path.with_name(f"{first.path.stem}{_SEQUENCE}.safetensors")
     if not _is_file(path):
@@ -75,7 +75,7 @@ def load_sequence_weights(first: Weights) -> Weights:
 
 
 def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names and float32 values: what tells a second stage its refiner."""
+    """SHA-256 of tensor names and float32 values, by which a second stage's file identifies its refiner."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -111,7 +111,7 @@ def _read(path: Path, name: str, layout: str, shapes_of: Callable[[dict[str, int
 
 
 def check_layout(metadata: dict[str, str], path: Path, layout: str) -> None:
-    """Raises ValueError where a file's metadata names another layout."""
+    """Raises ValueError if a file's metadata names another layout."""
     found = metadata.get("layout")
     if found != layout:
         raise ValueError(f"weights: {str(path)!r} has the layout {found!r}; this version runs {layout!r}")
@@ -120,12 +120,12 @@ def check_layout(metadata: dict[str, str], path: Path, layout: str) -> None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with a NUL
+    except (OSError, ValueError):  # the name is too long, or contains NUL
         return False
 
 
 def read_sizes(metadata: dict[str, str], path: str) -> dict[str, int]:
-    """A network's sizes from a file's metadata; ValueError where one is missing or can't be."""
+    """A network's sizes from a file's metadata. Raises ValueError if one is missing or invalid."""
     sizes = {}
     for key in _SIZES:
         text = metadata.get(key, "")

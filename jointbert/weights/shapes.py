@@ -1,4 +1,4 @@
-"""Names and shapes of a network's tensors, by its sizes."""
+"""Names and shapes of the tensors of a refiner and of a second stage, computed from their sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The writer of weight files: one for refiners, second stages and estimators."""
+"""Writes weight files of refiners, second stages and estimators."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def write_weights(path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes tensors as safetensors with metadata, readable for everybody.
+    """Writes tensors and metadata as safetensors, with read permission for all users.
 
     Raises:
         OSError: the file can't be written.
@@ -17,4 +17,4 @@ def write_weights(path: str | Path, tensors: Mapping[str, np.ndarray], metadata:
     from safetensors.numpy import save_file
 
     save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, path, metadata=dict(metadata))
-    Path(path).chmod(0o644)  # safetensors leaves it to the owner alone, and so would a wheel
+    Path(path).chmod(0o644)  # safetensors gives read permission to the owner only, and a wheel would keep that

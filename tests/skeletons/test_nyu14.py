@@ -69,7 +69,7 @@ def test_every_joint_has_a_sentence_of_anatomy() -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"names": ("palm",) * 14}, "stands there twice"),
+        ({"names": ("palm",) * 14}, "occurs twice"),
         ({"parents": (-1,) * 14}, "one root"),
         ({"parents": (13,) * 14}, "one root"),
         ({"anatomy": ("A joint.",)}, "1 anatomy for 14 joints"),

@@ -69,9 +69,9 @@ def refine_arrays(backend: DeviceRunner, joints: Any, options: RefineOptions, sk
         else per_joint.on_gpu(options.error_mm, "error_mm", "float32", check_error),
     )
     result = backend.run_on_device(batch, library, leading, options.check)
-    noticed = _to_check(backend, result, library) if options.check and count else None
+    diagnostics = _diagnostics(backend, result, library) if options.check and count else None
     refined, sigma, status = (library.result(x) for x in (result.joints, result.sigma, result.status))
-    return Refinement(refined, sigma, status, noticed, mirror)
+    return Refinement(refined, sigma, status, diagnostics, mirror)
 
 
 class _PerJointArguments:
@@ -99,7 +99,7 @@ class _PerJointArguments:
         return array
 
 
-def _to_check(backend: DeviceRunner, result: DeviceResult, library: Library) -> Result:
+def _diagnostics(backend: DeviceRunner, result: DeviceResult, library: Library) -> Result:
     """The parts of the result that the checks need, on the host; waits for the GPU."""
     assert result.size_mm is not None
     assert result.chirality is not None
