@@ -214,11 +214,11 @@ class Refiner:
             if not leading:
                 raise ValueError("joints: got the shape (14, 3); expected (frames, 14, 3) for a sequence")
             second = self._second_stage("sequences")
-            return _in_steps(lambda part: second.run(part, lengths_mm, False), batch, leading[-1], progress)
+            return _run_in_steps(lambda part: second.run(part, lengths_mm, False), batch, leading[-1], progress)
         if lengths_mm is not None:
             second = self._second_stage("calibration")
-            return _in_steps(lambda part: second.run(part, lengths_mm, True), batch, _STEP, progress)
-        return _in_steps(self._backend("cpu").run, batch, _STEP, progress)
+            return _run_in_steps(lambda part: second.run(part, lengths_mm, True), batch, _STEP, progress)
+        return _run_in_steps(self._backend("cpu").run, batch, _STEP, progress)
 
     def _refine_on_gpu(self, joints: Any, options: RefineOptions, calibrated: bool) -> Any:
         for requested, capability in ((options.sequence, "sequences"), (calibrated, "calibration")):
@@ -249,7 +249,7 @@ def _restore_type(poses: PreparedPoses, result: Result, return_details: bool) ->
     return Refined(restore(out), restore(sigma), restore(result.status.reshape(leading)))
 
 
-def _in_steps(run: Callable[[Batch], Result], batch: Batch, step: int, progress: Progress | None) -> Result:
+def _run_in_steps(run: Callable[[Batch], Result], batch: Batch, step: int, progress: Progress | None) -> Result:
     """Runs ``step`` frames at a time, so that interrupts take effect and progress is reported between steps."""
     count = len(batch.joints)
     if count <= step:

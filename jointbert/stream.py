@@ -79,11 +79,11 @@ class Stream:
         self._sigma_is_informative = self._sigma_is_informative and confidence is None and error_mm is None
         result = self._core.push(pose, visible, confidence, error_mm)
         self._pending.append((given, restore))
-        return None if result is None else self._finish(result)
+        return None if result is None else self._restore_frame(result)
 
     def flush(self) -> list[Any]:
         """Returns the results of all pending frames, and starts a new sequence."""
-        pending = [self._finish(result) for result in self._core.flush()]
+        pending = [self._restore_frame(result) for result in self._core.flush()]
         self.reset()
         return pending
 
@@ -92,7 +92,7 @@ class Stream:
         self._core.reset()
         self._pending.clear()
 
-    def _finish(self, result: tuple[Any, ...]) -> Any:
+    def _restore_frame(self, result: tuple[Any, ...]) -> Any:
         out, sigma, status = result[:3]
         given, restore = self._pending.popleft()
         self._check_first_frames(result)

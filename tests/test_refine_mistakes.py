@@ -24,7 +24,7 @@ def test_unusable_frames_come_back_as_they_were(refiner: Refiner, poses: np.ndar
     batch[1, :11] = np.nan  # three joints
     batch[2] *= 0.001
     batch[3, 3] = 1e300
-    with pytest.warns(JointbertWarning, match="3 of 4 frames came back as they were: 1 with fewer.*, 2 of a size") as caught:
+    with pytest.warns(JointbertWarning, match="3 of 4 frames were returned unchanged: 1 with fewer.*, 2 of a size") as caught:
         joints, sigma, status = refiner(batch, return_details=True)
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -104,7 +104,7 @@ def test_mirrored_hands_are_suspected(refiner: Refiner, poses: np.ndarray) -> No
         ({"error_mm": -3.0}, ValueError, r"error_mm: got -3"),
         ({"error_mm": np.inf}, ValueError, r"error_mm: got inf"),
         ({"error_mm": [1, 2]}, ValueError, r"error_mm: got the shape \(2,\); expected \(2, 14\), or a number"),
-        ({"sequence": True}, ValueError, r"weights: .* refine single frames alone"),
+        ({"sequence": True}, ValueError, r"weights: .* refines single frames only"),
         ({"sequence": np.ones(2)}, TypeError, r"sequence: got ndarray; expected a bool"),
         ({"return_details": "yes"}, TypeError, r"return_details: got str"),
         ({"order": set(JOINT_NAMES)}, TypeError, r"order: got set"),

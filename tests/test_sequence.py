@@ -116,7 +116,7 @@ def test_one_pose_is_no_sequence(refiner: Refiner, video: np.ndarray) -> None:
 def test_weights_without_a_second_stage(random_weights: Path, video: np.ndarray) -> None:
     single = Refiner(random_weights)
     for call in (lambda: single(video, sequence=True), lambda: single.calibrate(video), single.stream):
-        with pytest.raises(ValueError, match=r"weights: .* refine single frames alone; .* need 'random-sequence\.safetensors'"):
+        with pytest.raises(ValueError, match=r"weights: .* refines single frames only; .* need 'random-sequence\.safetensors'"):
             call()
 
 

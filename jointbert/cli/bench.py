@@ -36,7 +36,7 @@ def command(
             ratio = row.p50_us / base[row.batch]
             typer.echo(f"{row.batch:6d} {row.call:26s}{row.p50_us:11.1f}{row.p99_us:11.1f}{ratio:18.2f}")
         for name, why in report.missing.items():
-            typer.echo(f"not here: {name}: {why}")
+            typer.echo(f"not available: {name}: {why}")
         if json_file is not None:
             content = {**report.where, "rows": [row._asdict() for row in report.rows], "missing": report.missing}
             json_file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

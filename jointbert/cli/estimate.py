@@ -23,15 +23,15 @@ def command(
     model: Annotated[Path, typer.Option(help="An estimator: .safetensors (torch) or .onnx (ONNX Runtime).")],
     camera: Annotated[str, typer.Option(help="The images' camera: nyu, or fx,fy,cx,cy in pixels.")],
     centre: Annotated[
-        str, typer.Option(help="The hand's middle, x,y,z in mm; auto: the middle of what is nearest, in each depth image.")
+        str, typer.Option(help="The hand's centre, x,y,z in mm; auto: in each depth image, the centre of the nearest object.")
     ] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Write refined joints to this file: one line an image, 42 numbers.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write refined joints to this file: one line per image, 42 numbers.")] = None,
     format: FormatOption = "xyz",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Write a picture (needs matplotlib); of several images NAME-1.png, NAME-2.png ...")
     ] = None,
-    depth_unit: Annotated[float, typer.Option(help="Millimetres a unit of a 16-bit or .npy depth image.")] = 1.0,
+    depth_unit: Annotated[float, typer.Option(help="Millimetres per unit of a 16-bit or .npy depth image.")] = 1.0,
     hand: HandOption = "right",
     threads: ThreadsOption = 1,
     device: Annotated[str, typer.Option(help="cpu, or cuda for a .safetensors file.")] = "cpu",
@@ -45,10 +45,10 @@ def command(
         intrinsics = Camera.parse(camera)
         if hand not in HANDS:
             raise ValueError(f"--hand: got {hand!r}; expected {' or '.join(HANDS)}")
-        given = None if centre == "auto" else _point(centre)
+        given = None if centre == "auto" else _parse_point(centre)
         estimator = Estimator(model, threads, device)
         if given is None and estimator.image == "rgb":
-            raise ValueError("--centre: an RGB image has no depth to find the hand's middle by; give x,y,z")
+            raise ValueError("--centre: an RGB image has no depth by which to find the hand's centre; give x,y,z")
         found, centres = [], []
         for path in images:
             image = read_depth(path, depth_unit)[None] if estimator.image == "depth" else read_rgb(path)
@@ -87,7 +87,7 @@ def command(
                 typer.echo(f"picture: {name}")
 
 
-def _point(text: str) -> np.ndarray:
+def _parse_point(text: str) -> np.ndarray:
     try:
         point = np.array([float(part) for part in text.split(",")])
     except ValueError:

@@ -78,7 +78,7 @@ def command(
         if nyu:
             typer.echo(
                 f"\nThese {len(truth):,} frames look like NYU's test frames. The shipped weights were trained on 0-2439\n"
-                "and selected on 2440-4375: only frames 4376-8251 tell what refinement does on data it has not seen."
+                "and selected on 2440-4375: only frames 4376-8251 show the accuracy on unseen data."
             )
         if json_file is not None:
             content: dict[str, Any] = {

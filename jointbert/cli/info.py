@@ -27,7 +27,7 @@ def command(
         loaded = load_any(weights)
         for spec in RUNTIMES:
             able = [word for word in ("sequences", "streams", "calibration") if getattr(spec, word)]
-            typer.echo(f"backend {spec.name}: {_state(spec, loaded)}")
+            typer.echo(f"backend {spec.name}: {_availability(spec, loaded)}")
             typer.echo(f"  {spec.summary}; precision {describe_precisions(spec)}; {', '.join(['single frames', *able])}")
         parameters = sum(tensor.size for tensor in loaded.tensors.values())
         typer.echo(f"weights {weights}" + (f": {parameters / 1e6:.2f}M parameters" if parameters else " (ONNX)"))
@@ -44,7 +44,7 @@ def command(
             typer.echo(f"  {key}: {value}")
 
 
-def _state(spec: RuntimeSpec, weights: Weights) -> str:
+def _availability(spec: RuntimeSpec, weights: Weights) -> str:
     if file_kind(weights.path) not in spec.suffixes:
         return f"not available: it runs {' or '.join(spec.suffixes)} files"
     try:

@@ -28,7 +28,7 @@ from jointbert.inputs.textformat import read_frames, write_joints
 
 
 def command(
-    input: Annotated[Path, typer.Argument(metavar="IN", help="Prediction file: one line a frame, 42 numbers.")],
+    input: Annotated[Path, typer.Argument(metavar="IN", help="Prediction file: one line per frame, 42 numbers.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, in the same format.")],
     format: FormatOption,
     camera: CameraOption = None,

@@ -96,11 +96,13 @@ def _prefers_interface(value: Any) -> bool:
 def _read_interface(value: Any, name: str) -> DeviceArray:
     interface = value.__cuda_array_interface__
     shape, kind, strides = tuple(interface["shape"]), interface["typestr"], interface.get("strides")
-    stream = interface.get("stream")
+    cuda_stream = interface.get("stream")
     if not all(isinstance(side, (int, np.integer)) and side >= 0 for side in shape) or math.prod(shape) > _MAX_VALUES:
         raise TypeError(f"{name}: got the shape {shape}; expected sides of at least 0 and at most {_MAX_VALUES} values")
-    if stream is not None and (isinstance(stream, bool) or not isinstance(stream, int) or not 0 < stream < 1 << 64):
-        raise TypeError(f"{name}: got the stream {stream!r}; expected a cudaStream_t, 1, 2 or None")
+    if cuda_stream is not None and (
+        isinstance(cuda_stream, bool) or not isinstance(cuda_stream, int) or not 0 < cuda_stream < 1 << 64
+    ):
+        raise TypeError(f"{name}: got the stream {cuda_stream!r}; expected a cudaStream_t, 1, 2 or None")
     if kind[0] == ">":
         raise TypeError(f"{name}: got bytes in the order of {kind!r}; expected native byte order")
     if interface.get("mask") is not None:
@@ -115,7 +117,7 @@ def _read_interface(value: Any, name: str) -> DeviceArray:
         raise TypeError(f"{name}: got memory of DLPack's device type {int(value.__dlpack_device__()[0])}; expected CUDA's")
     # Version 3 names the CUDA stream that writes the values; None: they are complete.
     dtype = _DTYPE_OF_TYPESTR.get(kind[1:], kind)
-    return DeviceArray(address, tuple(int(side) for side in shape), dtype, _device_number(value, address), value, stream)
+    return DeviceArray(address, tuple(int(side) for side in shape), dtype, _device_number(value, address), value, cuda_stream)
 
 
 def _read_dlpack(value: Any, name: str, cuda_stream: int | None) -> DeviceArray:

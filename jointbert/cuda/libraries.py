@@ -57,9 +57,11 @@ class TorchLibrary:
         return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), dtype, self.device.index, tensor, self.cuda_stream)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """Allocates a tensor with undefined values."""
         return self.read(self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self.device))
 
     def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
+        """Converts to a tensor of this device by torch."""
         kind = getattr(self.torch, dtype)
         if isinstance(given, np.ndarray):  # torch keeps pinned memory until the copy is done, so that nothing waits
             tensor = self.torch.tensor(given, dtype=kind, device="cpu", pin_memory=True)
@@ -75,10 +77,12 @@ class TorchLibrary:
         return self.read(tensor.to(self.device, kind, non_blocking=True).expand(shape))
 
     def enqueued(self) -> None:
+        """Keeps the arrays of other libraries until the launch has finished."""
         if self.foreign:  # torch's allocator takes care of torch's own arrays
             _hold_until_finished(self.foreign, self.cuda_stream, self.device.index)
 
     def result(self, array: DeviceArray) -> Any:
+        """The tensor."""
         return array.owner
 
 
@@ -98,10 +102,12 @@ class CuPyLibrary:
         return DeviceArray(int(array.data.ptr), tuple(array.shape), array.dtype.name, self.device, array, self.cuda_stream)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """Allocates an array with undefined values."""
         with self.cupy.cuda.Device(self.device):
             return self.read(self.cupy.empty(shape, dtype=dtype))
 
     def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
+        """Converts to an array of this device by CuPy."""
         value: Any = given
         with self.cupy.cuda.Device(self.device):
             if isinstance(given, DeviceArray):
@@ -116,10 +122,12 @@ class CuPyLibrary:
             return self.read(self.cupy.broadcast_to(self.cupy.asarray(value, dtype=dtype), shape))
 
     def enqueued(self) -> None:
+        """Keeps the arrays of other libraries until the launch has finished."""
         if self.foreign:  # CuPy's allocator takes care of CuPy's own arrays
             _hold_until_finished(self.foreign, self.cuda_stream, self.device)
 
     def result(self, array: DeviceArray) -> Any:
+        """The CuPy array."""
         return array.owner
 
 
@@ -133,11 +141,13 @@ class OtherLibrary:
         _release_finished()
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """Allocates a :class:`DeviceArray` with undefined values."""
         memory = call(load_module().Memory, math.prod(shape) * bits_of(dtype) // 8, self.device)
         self.used.append(memory)
         return DeviceArray(memory.address, shape, dtype, self.device, memory, self.cuda_stream)
 
     def converted(self, given: DeviceArray | np.ndarray, shape: tuple[int, ...], dtype: str, name: str) -> DeviceArray:
+        """Copies NumPy arrays to the GPU; GPU arrays must fit as they are."""
         if isinstance(given, np.ndarray):
             return self._copy_to_device(np.array(np.broadcast_to(given, shape), dtype=dtype))
         if given.device != self.device:
@@ -155,9 +165,11 @@ class OtherLibrary:
         return array
 
     def enqueued(self) -> None:
+        """Keeps all arrays of the launch until it has finished."""
         _hold_until_finished(self.used, self.cuda_stream, self.device)
 
     def result(self, array: DeviceArray) -> Any:
+        """An array of the input's library if it implements the array API standard, otherwise the :class:`DeviceArray`."""
         if hasattr(self.value, "__array_namespace__"):
             return self.value.__array_namespace__().from_dlpack(array)
         return array

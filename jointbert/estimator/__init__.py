@@ -1,4 +1,4 @@
-"""The thesis's whole estimator for users: images in, 14 joints out, by torch or by ONNX Runtime, NumPy on both sides."""
+"""The thesis's complete estimator: NumPy images in, 14 joints out, with torch or ONNX Runtime."""
 
 from jointbert.estimator.estimator import DEVICES, PRECISIONS, Estimator
 from jointbert.estimator.result import Estimated

@@ -1,4 +1,4 @@
-"""The estimator for those who use it: images in, 14 joints out, by torch or by ONNX Runtime, NumPy on both sides."""
+"""The class :class:`Estimator`, which checks images and runs an estimator's file with torch or ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ PRECISIONS = ("f32", "f16", "bf16")
 
 
 class Estimator:
-    """An estimator's file, ready for images.
+    """Estimates the joints of hands in images with a trained estimator.
 
     Args:
-        path: ``.safetensors``, which torch runs, or ``.onnx`` (``jointbert export``), which ONNX Runtime runs without torch.
+        path: a ``.safetensors`` file for torch, or an ``.onnx`` file (``jointbert export``) for ONNX Runtime without torch.
         threads: CPU threads, 256 at most.
-        device: ``cpu`` or, for ``.safetensors``, ``cuda``: torch's current GPU, with this package's kernels where they are.
-        precision: the network's, of ``.safetensors``: ``f32``, ``f16`` or ``bf16``; geometry stays float32. Without it ``f32``
+        device: ``cpu`` or, for ``.safetensors``, ``cuda``: torch's current GPU, with this package's kernels if they are
+            installed.
+        precision: of the network, for ``.safetensors``: ``f32``, ``f16`` or ``bf16``; geometry is always float32. None: ``f32``
             on the CPU, ``f16`` on a GPU.
 
     Raises:
-        OSError: there is no such file. ValueError: not an estimator's; another device or precision. ImportError: its runtime
-        is not installed. RuntimeError: no GPU.
+        OSError: there is no such file. ValueError: not an estimator's file; another device or precision. ImportError: the
+            file's runtime is not installed. RuntimeError: no GPU.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Estimator:
             except ImportError as error:
                 raise ImportError(
                     f'{path}: this file needs torch and torchvision ({error}); pip install "jointbert[estimator]", or export '
-                    "it to ONNX where they are"
+                    "it to ONNX on a machine that has them"
                 ) from None
             self._model = TorchEstimator(path, threads, device, precision)
         else:
@@ -62,12 +63,12 @@ class Estimator:
 
     @property
     def image(self) -> str:
-        """``depth`` or ``rgb``: what it takes."""
+        """The kind of images: ``depth`` or ``rgb``."""
         return self._model.image
 
     @property
     def cube_mm(self) -> float:
-        """Side of the cube around the centre that it looks at."""
+        """Side of the cube around the centre that the network sees, mm."""
         return self._model.cube_mm
 
     def __call__(self, images: np.ndarray, centres: np.ndarray, camera: Camera, left: np.ndarray | bool = False) -> Estimated:
@@ -76,10 +77,10 @@ class Estimator:
         Args:
             images: ``(B, 1, H, W)`` or ``(B, H, W)`` depth in millimetres (0: no reading), or ``(B, 3, H, W)`` RGB in [0, 1].
             centres: ``(B, 3)`` x y z of the hand's middle in the camera frame, mm.
-            left: left hands, for all or ``(B,)``.
+            left: True for left hands; one value for all, or ``(B,)``.
 
         Raises:
-            ValueError: shapes, a centre outside the image, no reading within the cube. TypeError: dtypes.
+            ValueError: wrong shapes, a centre outside the image, no reading within the cube. TypeError: wrong dtypes.
         """
         if not isinstance(camera, Camera):
             raise TypeError(f"camera: got {type(camera).__name__}; expected a jointbert.camera.Camera")

@@ -1,4 +1,4 @@
-"""The estimator in ONNX Runtime, on the CPU: no torch is needed."""
+"""The estimator in ONNX Runtime on the CPU, without torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jointbert.runtimes.onnxruntime import open_session
 
 
 class OnnxEstimator:
-    """An estimator's ONNX file: see :class:`jointbert.estimator.Estimator`, which checks what comes here.
+    """Runs an estimator's ONNX file; :class:`jointbert.estimator.Estimator` checks the arguments.
 
     Raises:
-        ValueError: not the file of an estimator. ImportError: onnxruntime is not installed.
+        ValueError: not an estimator's file. ImportError: onnxruntime is not installed.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:

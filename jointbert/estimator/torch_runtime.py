@@ -1,4 +1,4 @@
-"""The estimator in torch, on the CPU or on a GPU."""
+"""The estimator in torch, on the CPU or, with CUDA graphs, on a GPU."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from jointbert.runtimes.cuda import CudaBackend, DeviceBatch
 from jointbert.runtimes.cuda.packing import KernelSizes
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-_MOST_GRAPHS = 8
-_WARM_UP = 3
-"""Calls before a graph is recorded: cuDNN chooses its algorithms in the first."""
+_MAX_GRAPHS = 8
+_WARM_UP_CALLS = 3
+"""Number of calls before a graph is recorded; cuDNN chooses its algorithms in the first one."""
 
 
 class TorchEstimator:
-    """An estimator's ``.safetensors`` file: see :class:`jointbert.estimator.Estimator`, which checks what comes here.
+    """Runs an estimator's ``.safetensors`` file; :class:`jointbert.estimator.Estimator` checks the arguments.
 
     In ``f16`` and ``bf16`` the network computes in that precision; batch norm's statistics, geometry and depths stay float32.
-    On a GPU, the one that is torch's when this is made, the work for each shape of input is recorded as a CUDA graph. In it,
-    where this installation has kernels, a linear head's peaks and depths are one launch, and a refiner of the thesis's width,
-    in ``f16`` and ``bf16``, is the backend ``cuda``'s.
+    On a GPU (torch's current one when the object is made), the work for each input shape is recorded as a CUDA graph. If GPU
+    kernels are installed, a linear head's peaks and depths are one launch, and in ``f16`` and ``bf16`` a refiner of the
+    thesis's width runs in the backend ``cuda``.
 
     Args:
-        path: of the file. threads: torch's, on the CPU. device: ``cpu`` or ``cuda``.
+        path: of the file. threads: torch's CPU threads. device: ``cpu`` or ``cuda``.
         precision: ``f32``, ``f16`` or ``bf16``; None: ``f16`` on a GPU, ``f32`` on the CPU.
-        kernels: False: torch's own operators alone.
+        kernels: False uses torch's operators only, and none of this package's kernels.
 
     Raises:
-        ValueError: not the file of an estimator. RuntimeError: no GPU. ImportError: torchvision is not installed.
+        ValueError: not an estimator's file. RuntimeError: no GPU. ImportError: torchvision is not installed.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TorchEstimator:
         if self.dtype != torch.float32:
             if on_gpu and kernels and refiner is not None and OneLaunch.fits(refiner):
                 self._refine = OneLaunch(refiner, precision)
-            _narrow(self.model, self.dtype)
+            _reduce_precision(self.model, self.dtype)
         self.model.to(self.device)
         if on_gpu:
             self.model.to(memory_format=torch.channels_last)
@@ -77,7 +77,7 @@ class TorchEstimator:
         """float32 images ``(B, C, H, W)``, centres ``(B, 3)`` in mm, cameras ``(B, 4)``, left ``(B,)`` bool."""
         given = tuple(torch.from_numpy(x.copy()) for x in (images, centres, camera, left))
         if self.device.type == "cuda":
-            with self._lock, torch.cuda.device(self.device):  # a graph has one place for its inputs
+            with self._lock, torch.cuda.device(self.device):  # a graph has one set of input tensors
                 return _to_numpy(self.replay(*given))
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
@@ -93,15 +93,17 @@ class TorchEstimator:
             return self.model.run(images, centres, camera, left, self._refine)
 
     def replay(self, images: Tensor, centres: Tensor, camera: Tensor, left: Tensor) -> Estimate:
-        """The same by a CUDA graph on the current stream of its GPU, which is the current one. Waits for nothing, but to record
-        what has a new shape, and for tensors of the CPU. What comes out lies in the graph's own memory until the next call with
-        these shapes; one thread at a time."""
+        """Like :meth:`run`, by a CUDA graph on the GPU's current CUDA stream; the GPU must be torch's current one.
+
+        The call waits only for the recording of a new shape and for copies from CPU tensors. The next call with the same shapes
+        overwrites the result's memory. Only one thread may call at a time.
+        """
         given = (images, centres, camera, left)
         if not len(images):
             return self.run(*(x.to(self.device) for x in given))
         shape = tuple(images.shape)
         if shape not in self._graphs:
-            if len(self._graphs) == _MOST_GRAPHS:
+            if len(self._graphs) == _MAX_GRAPHS:
                 self._graphs.popitem(last=False)
             self._graphs[shape] = _Graph(self.run, tuple(x.to(self.device) for x in given))
         self._graphs.move_to_end(shape)
@@ -109,17 +111,17 @@ class TorchEstimator:
 
 
 class OneLaunch:
-    """A refiner by the backend ``cuda``, on tensors of a GPU: what :meth:`HandPoseEstimator.run` takes in place of its own.
+    """A refiner in the backend ``cuda``, on GPU tensors: a replacement for :meth:`HandPoseEstimator.refine`.
 
-    Joints that can't be a hand come back as they are, as :func:`jointbert.refine` gives them.
+    Joints that can't be a hand are returned unchanged, as by :func:`jointbert.refine`.
     """
 
     def __init__(self, refiner: JointRefiner, precision: str) -> None:
-        self.backend = CudaBackend(_weights(refiner), precision=precision)
+        self.backend = CudaBackend(_refiner_weights(refiner), precision=precision)
 
     @staticmethod
     def fits(refiner: JointRefiner) -> bool:
-        """Whether this installation has kernels for such a refiner; where it has none at all, operators.py warns."""
+        """Whether this installation has kernels for this refiner; warns once if it has no GPU kernels."""
         return has_kernels() and KernelSizes.of(load_module()).misfit(asdict(refiner.config)) is None
 
     def __call__(self, joints: Tensor, confidence: Tensor, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -140,16 +142,16 @@ class OneLaunch:
 
 
 class _Graph:
-    """One shape of input's work, recorded."""
+    """The CUDA graph for one input shape."""
 
     def __init__(self, run: Callable[..., Estimate], inputs: tuple[Tensor, ...]) -> None:
         self.inputs = tuple(x.clone() for x in inputs)
-        beside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(_WARM_UP):
+        side_stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
+            for _ in range(_WARM_UP_CALLS):
                 run(*self.inputs)
-        torch.cuda.current_stream().wait_stream(beside)
+        torch.cuda.current_stream().wait_stream(side_stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.outputs = run(*self.inputs)
@@ -161,9 +163,11 @@ class _Graph:
         return self.outputs
 
 
-def _narrow(model: nn.Module, dtype: torch.dtype) -> None:
-    """Weights of what autocast computes in ``dtype``, rounded once and not in every call. The depths' bias stays: it is added
-    to sums in float32."""
+def _reduce_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Rounds the weights of layers that autocast computes in ``dtype`` once, and not in every call.
+
+    The depths' bias stays float32, because it is added to float32 sums.
+    """
     for module in model.modules():
         if isinstance(module, LinearDepth):
             module.linear.weight.data = module.linear.weight.data.to(dtype)
@@ -173,7 +177,7 @@ def _narrow(model: nn.Module, dtype: torch.dtype) -> None:
                     inner.to(dtype)
 
 
-def _weights(refiner: JointRefiner) -> Weights:
+def _refiner_weights(refiner: JointRefiner) -> Weights:
     return Weights("an estimator's", float_tensors(refiner), asdict(refiner.config), {})
 
 

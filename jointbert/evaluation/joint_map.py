@@ -158,7 +158,7 @@ def _draw_skin(axes: Any) -> None:
     x, y = np.meshgrid(np.arange(-90, 131, 0.5), np.arange(-160, 97, 0.5))
     points = np.stack([x, y], -1)
     softness = 3.0  # mm: how round the corners between two capsules are
-    distance = -softness * np.log(sum(np.exp(-_distance(points, *c) / softness) for c in capsules))
+    distance = -softness * np.log(sum(np.exp(-_capsule_distance(points, *c) / softness) for c in capsules))
     axes.contourf(x, y, distance, levels=[-1e3, 0], colors=[_SKIN], zorder=1)
     axes.contour(x, y, distance, levels=[0], colors=[_OUTLINE], linewidths=2, zorder=2)
 
@@ -179,7 +179,7 @@ def _draw_axes(axes: Any, x: float, y: float) -> None:
     axes.text(x + 6, y + 9, "z away from you", fontsize=9, va="center", color="#444444")
 
 
-def _distance(points: np.ndarray, start: np.ndarray, end: np.ndarray, at_start: float, at_end: float) -> np.ndarray:
+def _capsule_distance(points: np.ndarray, start: np.ndarray, end: np.ndarray, at_start: float, at_end: float) -> np.ndarray:
     """Signed distance of points ``(..., 2)`` from a capsule with radii ``at_start`` and ``at_end``; negative inside."""
     start, along = start[:2], (end - start)[:2]
     share = np.clip((points - start) @ along / (along @ along), 0, 1)

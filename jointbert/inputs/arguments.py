@@ -128,7 +128,9 @@ def check_hand(hand: Any, leading: tuple[int, ...]) -> np.ndarray | None:
     return np.ascontiguousarray(words == "left").reshape(-1)
 
 
-def _per_joint(value: Any, name: str, shape: tuple[int, ...], kinds: str, expected: str, scalar: bool = False) -> np.ndarray:
+def _check_per_joint(
+    value: Any, name: str, shape: tuple[int, ...], kinds: str, expected: str, scalar: bool = False
+) -> np.ndarray:
     array = to_numpy(value, name)[0]
     if array.dtype.kind not in kinds:
         raise TypeError(f"{name}: got the dtype {array.dtype}; expected {expected}")
@@ -147,7 +149,7 @@ def check_visible(visible: Any, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         TypeError: an unsuitable dtype. ValueError: another shape, integers other than 0 and 1.
     """
-    array = _per_joint(visible, "visible", shape, "biu", "bool")
+    array = _check_per_joint(visible, "visible", shape, "biu", "bool")
     if array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
         raise ValueError("visible: got integers other than 0 and 1; expected bool")
     return np.ascontiguousarray(array, dtype=bool)
@@ -159,7 +161,7 @@ def check_confidence(confidence: Any, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         TypeError: an unsuitable dtype. ValueError: another shape, a value outside [0, 1].
     """
-    array = _per_joint(confidence, "confidence", shape, "fiu", "numbers in [0, 1]")
+    array = _check_per_joint(confidence, "confidence", shape, "fiu", "numbers in [0, 1]")
     bad = (array < 0) | (array > 1)
     if bad.any():
         raise ValueError(f"confidence: got {float(array[bad][0])!r}; expected values in [0, 1], NaN where unknown")
@@ -172,7 +174,7 @@ def check_error(error_mm: Any, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         TypeError: an unsuitable dtype. ValueError: another shape, a value that is not positive or is infinite.
     """
-    array = _per_joint(error_mm, "error_mm", shape, "fiu", "positive numbers", scalar=True)
+    array = _check_per_joint(error_mm, "error_mm", shape, "fiu", "positive numbers", scalar=True)
     bad = (array <= 0) | np.isposinf(array)
     if bad.any():
         raise ValueError(f"error_mm: got {float(array[bad][0])!r}; expected positive millimetres, NaN where unknown")

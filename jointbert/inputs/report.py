@@ -48,7 +48,7 @@ def report(result: Result, units: str, mirror: np.ndarray | None, sigma_is_infor
         if not_a_hand:
             low, high = HAND_SIZE_MM
             reasons.append(f"{not_a_hand} of a size that can't be a hand's (outside {low:g} to {high:g} mm root mean square)")
-        hints.append(f"{too_few + not_a_hand} of {frames} frames came back as they were: {', '.join(reasons)}")
+        hints.append(f"{too_few + not_a_hand} of {frames} frames were returned unchanged: {', '.join(reasons)}")
     sizes = result.size_mm[(result.status != Status.TOO_FEW_JOINTS) & np.isfinite(result.size_mm)]
     size = float(np.median(sizes)) if len(sizes) else np.inf
     if not _PLAUSIBLE_MM[0] <= size <= _PLAUSIBLE_MM[1]:

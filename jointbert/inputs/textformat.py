@@ -40,7 +40,7 @@ def read_frames(path: str | Path, format: Format, camera: Camera | None = None) 
             camera.
         OSError: the file can't be read.
     """
-    _check(format, camera)
+    _check_format(format, camera)
     numbers, lines, blank = array("d"), [], 0
     # Undecodable bytes are replaced, so that they cause the message below instead of a UnicodeDecodeError.
     with open(path, encoding="utf-8-sig", errors="replace") as file:
@@ -89,7 +89,7 @@ def write_joints(
     Raises:
         ValueError: another shape, an unknown format, u v d with no camera. OSError: the file can't be written.
     """
-    _check(format, camera)
+    _check_format(format, camera)
     joints = np.asarray(joints)
     if joints.ndim != 3 or joints.shape[1:] != (NUM_JOINTS, 3):
         raise ValueError(f"joints: got the shape {joints.shape}; expected (frames, {NUM_JOINTS}, 3)")
@@ -125,7 +125,7 @@ def _atomic_writer(path: Path) -> Iterator[TextIO]:
         temporary.unlink(missing_ok=True)
 
 
-def _check(format: str, camera: Camera | None) -> None:
+def _check_format(format: str, camera: Camera | None) -> None:
     if format not in ("uvd", "xyz"):
         raise ValueError(f"format: got {format!r}; expected 'uvd' or 'xyz'")
     if format == "uvd" and camera is None:

@@ -1,4 +1,5 @@
-"""The thesis's modules in torch. Importing this package needs torch; the estimator ``pip install "jointbert[estimator]"``."""
+"""The thesis's networks as torch modules. The package needs torch, the estimator also
+``pip install "jointbert[estimator]"``."""
 
 from jointbert.models.refiner import JointRefiner, RefinerConfig
 

@@ -71,12 +71,12 @@ class Crop:
 
     def to_image(self, uv: Tensor) -> Tensor:
         """``(B, N, 2)`` crop pixels to image pixels."""
-        turned = _product(uv - (self.size - 1) / 2, self.turn)
+        turned = _batch_product(uv - (self.size - 1) / 2, self.turn)
         return self.middle.unsqueeze(1) + turned * self.scale.unsqueeze(1)
 
     def from_image(self, uv: Tensor) -> Tensor:
         """``(B, N, 2)`` image pixels to crop pixels."""
-        return _product((uv - self.middle.unsqueeze(1)) / self.scale.unsqueeze(1), self.turn.mT) + (self.size - 1) / 2
+        return _batch_product((uv - self.middle.unsqueeze(1)) / self.scale.unsqueeze(1), self.turn.mT) + (self.size - 1) / 2
 
     def to_xyz(self, uv: Tensor, depth: Tensor) -> Tensor:
         """``(B, N, 2)`` crop pixels and ``(B, N)`` depth in half-cubes to ``(B, N, 3)`` millimetres in the camera frame."""
@@ -94,7 +94,8 @@ class Crop:
         """``(B, 1, H, W)`` depth images in millimetres to ``(B, 1, size, size)`` in half-cubes, clamped to [-1, 1].
 
         Holes (0, or not finite) and pixels outside the image get 1, the far side. Sampling takes the nearest pixel, since a
-        mean of two depths at an edge would be a surface that does not exist."""
+        mean of two depths at an edge would be a surface that does not exist.
+        """
         z = self._sample(torch.where(images.isfinite(), images, 0), "nearest")
         relative = (z - self.centres[:, 2, None, None, None]) / self.half_mm[:, None, None, None]
         return torch.where(z > 0, relative.clamp(-1, 1), 1)
@@ -108,11 +109,11 @@ class Crop:
         pixels = torch.arange(self.size, device=images.device, dtype=self.centres.dtype)
         v, u = torch.meshgrid(pixels, pixels, indexing="ij")
         places = self.to_image(torch.stack([u, v], -1).view(1, -1, 2)).view(-1, self.size, self.size, 2)
-        # -1 and 1 are the image's edges
+        # in grid_sample's coordinates the image's edges are at -1 and 1
         edges = torch.stack([(2 * places[..., 0] + 1) / w, (2 * places[..., 1] + 1) / h], -1) - 1
         return F.grid_sample(images, edges.to(images.dtype), mode=mode, padding_mode="zeros", align_corners=False)
 
 
-def _product(points: Tensor, matrix: Tensor) -> Tensor:
+def _batch_product(points: Tensor, matrix: Tensor) -> Tensor:
     """``(B, N, 2)`` points times ``(B, 2, 2)``. Written out, because autocast runs matrix products in bfloat16."""
     return (points.unsqueeze(-2) * matrix.unsqueeze(1)).sum(-1)

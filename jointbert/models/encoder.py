@@ -35,14 +35,14 @@ class ResNetBackbone(nn.Module):
         net = torchvision.models.get_model(backbone, weights=None)
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         self.stages = nn.ModuleList([net.layer1, net.layer2, net.layer3, net.layer4])
-        self.channels = [_outputs(stage) for stage in (net.layer1, net.layer2, net.layer3, net.layer4)]
+        self.channels = [_output_channels(stage) for stage in (net.layer1, net.layer2, net.layer3, net.layer4)]
         self.trained: Tensor
         self.register_buffer("trained", torch.zeros((), dtype=torch.uint8))
         self._frozen = True
         self.requires_grad_(False).eval()
 
     def thaw(self) -> ResNetBackbone:
-        """Makes all parameters trainable, for pre-training on images where there are no ImageNet weights."""
+        """Makes all parameters trainable, for pre-training on images if ImageNet weights are not available."""
         self._frozen = False
         return self.requires_grad_(True).train()
 
@@ -53,9 +53,11 @@ class ResNetBackbone(nn.Module):
         return self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> ResNetBackbone:
+        """Sets the training mode, except for a frozen backbone, which stays in evaluation mode."""
         return super().train(mode and not self._frozen)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Images to the maps of the four stages."""
         x = self.stem(images)
         maps = []
         for stage in self.stages:
@@ -71,7 +73,7 @@ class ResNetBackbone(nn.Module):
             ValueError: the weights are of another backbone or untrained. OSError: the weights are not available, or not
             readable.
         """
-        self.load_state_dict(_renamed(_read(source, self.backbone), self.state_dict(), source, self.backbone))
+        self.load_state_dict(_rename_keys(_read(source, self.backbone), self.state_dict(), source, self.backbone))
         self.freeze()
 
 
@@ -85,7 +87,8 @@ class FPNNeck(nn.Module):
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.smooth = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # four [B, C_i, H_i, W_i] -> [B, width, H_0, W_0]
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four maps ``(B, C_i, H_i, W_i)`` to features ``(B, width, H_0, W_0)``."""
         x = self.laterals[-1](maps[-1])
         for lateral, fine in zip(reversed(self.laterals[:-1]), reversed(maps[:-1]), strict=True):
             x = lateral(fine) + F.interpolate(x, size=fine.shape[-2:], mode="nearest")
@@ -93,9 +96,9 @@ class FPNNeck(nn.Module):
         return out
 
 
-def _outputs(stage: nn.Module) -> int:
-    last = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
-    return max(module.num_features for module in last)
+def _output_channels(stage: nn.Module) -> int:
+    norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
+    return max(module.num_features for module in norms)
 
 
 def _read(source: str | os.PathLike[str], backbone: str) -> dict[str, Tensor]:
@@ -103,9 +106,9 @@ def _read(source: str | os.PathLike[str], backbone: str) -> dict[str, Tensor]:
         weights: Any = torchvision.models.get_model_weights(backbone).DEFAULT
         try:
             loaded: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
-        except OSError as error:  # no network: urllib's errors are OSErrors
+        except OSError as error:  # without a network, urllib raises subclasses of OSError
             raise OSError(
-                f"ImageNet weights of {backbone} are neither in torch's cache nor to be had ({error}); download "
+                f"ImageNet weights of {backbone} are neither in torch's cache nor available for download ({error}); download "
                 f"{weights.url.rsplit('/', 1)[-1]} elsewhere and name the file"
             ) from None
         return loaded
@@ -125,26 +128,29 @@ def _read(source: str | os.PathLike[str], backbone: str) -> dict[str, Tensor]:
     return loaded
 
 
-_STEM = {"conv1.": "stem.0.", "bn1.": "stem.1."} | {f"layer{i + 1}.": f"stages.{i}." for i in range(4)}
+_OWN_PREFIXES = {"conv1.": "stem.0.", "bn1.": "stem.1."} | {f"layer{i + 1}.": f"stages.{i}." for i in range(4)}
 
 
-def _renamed(
+def _rename_keys(
     given: dict[str, Tensor], expected: dict[str, Tensor], source: str | os.PathLike[str], backbone: str
 ) -> dict[str, Tensor]:
     """Renames torchvision's keys, or the backbone's with a larger model's prefix, to the backbone's keys."""
-    found = {"trained": torch.ones((), dtype=torch.uint8)}  # torchvision's weights are trained; our files say so themselves
+    # torchvision's weights are trained; files of this package contain the value.
+    found = {"trained": torch.ones((), dtype=torch.uint8)}
     for name, value in given.items():
         name = name.removeprefix("encoder.").removeprefix("trunk.")
-        for old, new in _STEM.items():
+        for old, new in _OWN_PREFIXES.items():
             if name.startswith(old):
                 name = new + name.removeprefix(old)
         if name in expected:
             found[name] = value
     if not found["trained"]:
-        raise ValueError(f"{source}: its encoder has learned nothing yet")
+        raise ValueError(f"{source}: its encoder is untrained")
     # Batch norm's counters are not in every file and are not used.
     found |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in found}
     missing = [k for k, v in expected.items() if k not in found or found[k].shape != v.shape]
     if missing:
-        raise ValueError(f"{source}: not the weights of {backbone}: {missing[0]} and {len(missing) - 1} more are not there")
+        raise ValueError(
+            f"{source}: not the weights of {backbone}: {missing[0]} and {len(missing) - 1} more are missing or misshapen"
+        )
     return found

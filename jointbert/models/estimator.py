@@ -1,4 +1,4 @@
-"""The thesis's estimator (figure 4.1): image to heatmaps (dense representation), to joints (3D regression), to refined ones."""
+"""The thesis's estimator (figure 4.1): image, heatmaps (dense representation), joints (3D regression), refined joints."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class EstimatorConfig:
     width: int = 256
     """Channels of the features and of the hourglass."""
     depth: int = 4
-    """Of the hourglass: halvings of the heatmaps' size."""
+    """Number of times that the hourglass halves the heatmaps' size."""
     head: Literal["linear", "awr"] = "linear"
     peak: Mode = "soft"
-    """How the linear head finds a heatmap's peak; ``argmax`` is the thesis's, and lets no gradient through."""
+    """How the linear head finds a heatmap's peak. The thesis uses ``argmax``, which has no gradient."""
     beta: float = 100.0
     window: int | None = None
     refiner: RefinerConfig | None = field(default_factory=RefinerConfig)
@@ -55,7 +55,7 @@ class EstimatorConfig:
         if self.head not in ("linear", "awr"):
             raise ValueError(f"head: got {self.head!r}; expected 'linear' or 'awr'")
         if self.head == "awr" and self.image == "rgb":
-            raise ValueError("head: 'awr' stands on the pixels' depth; it needs depth images")
+            raise ValueError("head: 'awr' uses the pixels' depth; it needs depth images")
         if self.size < 32 or self.size % 32:
             raise ValueError(f"size: got {self.size}; expected a multiple of 32")
         if self.heatmap_size % 2**self.depth:
@@ -63,14 +63,15 @@ class EstimatorConfig:
 
     @property
     def heatmap_size(self) -> int:
+        """Side of a heatmap, pixels."""
         return self.size // STRIDE
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> EstimatorConfig:
-        """From plain numbers and words, such as json or yaml have.
+        """A config from a mapping, as in json or yaml files.
 
         Raises:
-            ValueError: an unknown key, or a value that can't be.
+            ValueError: an unknown key or an invalid value.
         """
         values = dict(content)
         try:
@@ -82,32 +83,34 @@ class EstimatorConfig:
 
 
 class Estimate(NamedTuple):
-    """What the estimator says of a batch of images."""
+    """The estimator's result for a batch of images."""
 
     joints: Tensor  # [B, 14, 3]: camera frame, mm, before refinement
     refined: Tensor  # [B, 14, 3]; the same as `joints` without a refiner
     confidence: Tensor  # [B, 14] in [0, 1]: the heatmaps' peaks
     sigma: Tensor  # [B, 14]: the refined joints' expected error, mm; NaN without a refiner
     heatmaps: Tensor  # [B, 14, S / 4, S / 4]
-    crops: Tensor  # [B, 1 or 3, S, S]: what the network saw
+    crops: Tensor  # [B, 1 or 3, S, S]: the network's input
     uv: Tensor  # [B, 14, 2]: the refined joints in the crop, pixels
 
 
 class Dense(NamedTuple):
-    """What training sees of a forward pass, besides the joints."""
+    """The intermediate results of a forward pass that training uses."""
 
     joints: CropJoints
-    heatmaps: Tensor  # [B, 14, S, S]; closeness, of an AWR head
-    directions: Tensor | None  # [B, 14, 3, S, S], of an AWR head
+    heatmaps: Tensor  # [B, 14, S, S]; closeness for an AWR head
+    directions: Tensor | None  # [B, 14, 3, S, S] for an AWR head
 
 
 Refine = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""Joints, confidence and left hands to refined joints and sigma: see :meth:`HandPoseEstimator.refine`."""
+"""A function with the arguments and result of :meth:`HandPoseEstimator.refine`."""
 
 
 class HandPoseEstimator(nn.Module):
-    """Image in, 14 joints out, refined: encoder, hourglass, 3D regression, refiner. 30.5M parameters by default, of which the
-    refiner has 5.2 %."""
+    """Estimates 14 refined joints from an image: encoder, neck, hourglass, 3D regression, refiner.
+
+    By default it has 30.5M parameters, 5.2 % of them in the refiner.
+    """
 
     def __init__(self, config: EstimatorConfig | None = None) -> None:
         super().__init__()
@@ -146,10 +149,10 @@ class HandPoseEstimator(nn.Module):
             config: sizes; a mapping of them, or a yaml or json file.
             encoder: weights of the encoder: ``"imagenet"``, or a file; None: random, to be pre-trained
                 (see :meth:`ResNetBackbone.load_weights`).
-            refiner: weights of the refiner, shipped or a file, whose sizes count; None: random.
+            refiner: weights of the refiner, a shipped name or a file, of the config's sizes; None: random.
 
         Raises:
-            ValueError: a config that can't be, weights of other sizes. OSError: a file, or ImageNet's weights, can't be had.
+            ValueError: an invalid config, weights of other sizes. OSError: a file or ImageNet's weights are not available.
         """
         if isinstance(config, (str, os.PathLike)):
             config = _read_config(Path(config))
@@ -181,11 +184,11 @@ class HandPoseEstimator(nn.Module):
             images: ``(B, 1, H, W)`` depth in millimetres (0: no reading), or ``(B, 3, H, W)`` RGB in [0, 1].
             centres: ``(B, 3)`` x y z of the hand's middle in the camera frame, mm.
             camera: the images' camera, or ``(4,)`` or ``(B, 4)`` fx, fy, cx, cy.
-            cube_mm: side of the cube around the centre that is looked at; the config's without it.
-            left: ``(B,)`` bool: left hands, which the refiner sees mirrored.
+            cube_mm: side of the cube around the centre that the network sees; None: the config's.
+            left: ``(B,)`` bool: True for left hands, which are mirrored for the refiner.
 
         Raises:
-            ValueError: shapes, centres outside the image, no reading within the cube. TypeError: dtypes.
+            ValueError: wrong shapes, centres outside the image, no reading within the cube. TypeError: wrong dtypes.
         """
         self.check(images, centres)
         if left is not None and (left.dtype != torch.bool or tuple(left.shape) != (images.shape[0],)):
@@ -198,9 +201,9 @@ class HandPoseEstimator(nn.Module):
         return found
 
     def run(self, images: Tensor, centres: Tensor, camera: Tensor, left: Tensor, refine: Refine | None = None) -> Estimate:
-        """:meth:`forward` without its checks, which look at values: what is exported, and what GPUs run.
+        """:meth:`forward` without its checks, which read values: for exports and CUDA graphs.
 
-        All float32 but ``left``: ``(B, C, H, W)``, ``(B, 3)``, ``(B, 4)``, ``(B,)`` bool. ``refine`` takes the place of
+        Shapes: ``(B, C, H, W)``, ``(B, 3)``, ``(B, 4)``, ``(B,)``; ``left`` is bool, the others float32. ``refine`` replaces
         :meth:`refine`.
         """
         half = torch.full_like(centres[:, 0], self.config.cube_mm / 2)
@@ -216,17 +219,17 @@ class HandPoseEstimator(nn.Module):
         return Estimate(joints, refined, confidence, sigma, dense.heatmaps, crops, crop.from_xyz(refined)[0])
 
     def check(self, images: Tensor, centres: Tensor) -> None:
-        """What :meth:`forward` refuses of shapes and dtypes."""
+        """Checks shapes and dtypes; raises as :meth:`forward`."""
         kind = "f" if images.is_floating_point() else "b" if images.dtype == torch.bool else "i"
         check_camera_images(self.config.image, tuple(images.shape), kind, str(images.dtype))
         check_centres_shape(tuple(centres.shape), images.shape[0])
 
     def check_centres(self, images: Tensor, crop: Crop) -> None:
-        """What :meth:`forward` refuses of centres that lie outside the image."""
+        """Raises ValueError if a crop's centre lies outside its image."""
         check_centre_pixels(crop.middle.detach().cpu().numpy(), tuple(images.shape))
 
     def encode(self, crops: Tensor) -> list[Tensor]:
-        """The frozen part: crops ``(B, 1, S, S)`` in half-cubes, or ``(B, 3, S, S)`` RGB, to the encoder's four maps."""
+        """Runs the frozen encoder on crops ``(B, 1, S, S)`` in half-cubes or ``(B, 3, S, S)`` RGB; gives its four maps."""
         channels = 1 if self.config.image == "depth" else 3
         if crops.shape[1] != channels:
             raise ValueError(f"crops: got the shape {tuple(crops.shape)}; expected (B, {channels}, S, S)")
@@ -235,11 +238,11 @@ class HandPoseEstimator(nn.Module):
         return list(self.encoder(crops.expand(-1, 3, -1, -1)))
 
     def dense(self, crops: Tensor) -> Dense:
-        """Crops to joints in the crop, with what training looks at."""
+        """Crops to joints in the crop, with the intermediate results for training."""
         return self.dense_from_maps(self.encode(crops), crops)
 
     def dense_from_maps(self, maps: list[Tensor], crops: Tensor) -> Dense:
-        """The same from the encoder's maps, which may come from a cache."""
+        """Like :meth:`dense`, from the encoder's maps, which may be cached."""
         features, heatmaps = self.hourglass(self.neck(maps))
         if isinstance(self.regression, LinearDepth):
             return Dense(self.regression(heatmaps), heatmaps, None)
@@ -247,11 +250,11 @@ class HandPoseEstimator(nn.Module):
         return Dense(joints, heatmaps, directions)
 
     def surface(self, crops: Tensor) -> Tensor:
-        """``(B, 1, S / 4, S / 4)``: the crop's depth at the heatmaps' pixels, of the nearest of its own."""
+        """``(B, 1, S / 4, S / 4)``: the crop's depth at the heatmaps' pixels, from the nearest crop pixel."""
         return F.interpolate(crops, size=(self.config.heatmap_size,) * 2, mode="nearest-exact")
 
     def to_xyz(self, joints: CropJoints, crop: Crop) -> Tensor:
-        """``(B, 14, 3)`` millimetres in the camera frame."""
+        """Joints in the crop to ``(B, 14, 3)`` millimetres in the camera frame."""
         size, small = self.config.size, self.config.heatmap_size
         return crop.to_xyz(to_image_pixels(joints.uv.float(), (small, small), (size, size)), joints.depth.float())
 
@@ -270,7 +273,7 @@ class HandPoseEstimator(nn.Module):
 
     @staticmethod
     def refiner_features(joints: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """What the refiner sees of right hands' joints ``(B, 14, 3)``, mm, and confidence ``(B, 14)``; and the joints' mean."""
+        """The refiner's features, and the joints' mean, of right hands ``(B, 14, 3)``, mm, with confidence ``(B, 14)``."""
         unknown = torch.full_like(joints[..., 0], torch.nan)
         return encode(joints, torch.ones_like(confidence, dtype=torch.bool), confidence.to(joints.dtype), unknown)
 
@@ -282,10 +285,10 @@ class HandPoseEstimator(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HandPoseEstimator:
-        """An estimator's file, in evaluation mode.
+        """Reads an estimator's file; the estimator is in evaluation mode.
 
         Raises:
-            ValueError: not the file of an estimator, or of another architecture. OSError: it can't be read.
+            ValueError: not an estimator's file, or weights that do not fit its config. OSError: the file can't be read.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -304,7 +307,7 @@ class HandPoseEstimator(nn.Module):
         except (SafetensorError, json.JSONDecodeError, KeyError) as error:
             raise ValueError(f"{path}: no readable estimator ({error})") from None
         except RuntimeError as error:
-            raise ValueError(f"{path}: its weights are not those of its own config ({_first_line(error)})") from None
+            raise ValueError(f"{path}: its weights do not fit its config ({_first_line(error)})") from None
         return model.eval()
 
 
@@ -319,7 +322,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
             content = yaml.safe_load(text)
     except OSError:
         raise
-    except Exception as error:  # yaml's errors are of no common kind
+    except Exception as error:  # yaml's errors have no common type
         raise ValueError(f"{path}: can't be read ({' '.join(str(error).split())})") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a mapping")

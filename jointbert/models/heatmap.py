@@ -1,7 +1,7 @@
-"""From heatmaps to joints in pixels: argmax (thesis, section 4.2.1) and soft-argmax (Iqbal et al., ECCV 2018; Sun et al., ECCV
-2018), with the confidence that weighs the refinement loss (eq. 4.4). The reference of the CUDA kernels.
+"""Converts heatmaps to keypoints in pixels: the reference implementation of the CUDA kernels.
 
-A heatmap's ``u`` runs along its width, ``v`` along its height; an integer is a pixel's centre.
+The methods are argmax (thesis, section 4.2.1) and soft-argmax (Iqbal et al., ECCV 2018; Sun et al., ECCV 2018). The confidence
+weights the refinement loss (eq. 4.4). ``u`` runs along a heatmap's width, ``v`` along its height; integers are pixels' centres.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Convention = Literal["half_pixel", "align_corners", "corner"]
 
 
 class Keypoints(NamedTuple):
-    """What the heatmaps say of each joint."""
+    """The keypoint of each heatmap."""
 
     uv: Tensor  # [..., 2]: heatmap pixels; NaN where the map is not valid
     confidence: Tensor  # [...]: the map's raw peak, clamped to [0, 1]; 0 where the map is not valid
@@ -26,19 +26,20 @@ class Keypoints(NamedTuple):
 
 
 def soft_argmax(heatmaps: Tensor, mode: Mode = "soft", beta: float = 100.0, window: int | None = None) -> Keypoints:
-    """Places of the heatmaps' peaks and their confidence.
+    """Positions and confidences of the heatmaps' peaks.
 
-    ``argmax``: the highest pixel, the lowest linear index among equals; no gradient reaches ``uv``. ``soft``: the mean of the
-    pixels' places under ``softmax(beta * heatmap)``, with the maximum subtracted first, in float32 at least (float64 maps stay
-    float64). The confidence is the raw peak, not the softmax's: its gradient goes to the peak, where it lies between 0 and 1.
+    ``argmax``: the highest pixel, the lowest linear index among equals; ``uv`` has no gradient. ``soft``: the mean of the
+    pixels' positions under ``softmax(beta * heatmap)``, with the maximum subtracted first, in float32 (for float64 maps in
+    float64). The confidence is the peak's raw value, not the softmax's. Its gradient goes to the peak's pixel if the value is
+    in [0, 1].
 
-    A soft-argmax over a whole map with a faint peak (an occluded joint's) is pulled to the middle by the many pixels that are
-    nearly as high, the more so the smaller ``beta`` is. A ``window`` looks at the pixels around the peak alone.
+    If the peak is low, as for an occluded joint, a soft-argmax over the whole map is biased to the map's centre by the many
+    pixels that are nearly as high, the more the smaller ``beta`` is. With a ``window``, only pixels near the peak count.
 
     Args:
         heatmaps: ``(..., H, W)``, floating point, up to 128 x 128. -inf excludes a pixel.
-        beta: the softmax's inverse temperature, over the maps' unit; positive.
-        window: soft mode: only pixels at most so far from the peak along either axis count; ``None``: all do.
+        beta: the softmax's inverse temperature, per unit of the heatmaps; positive.
+        window: soft mode: only pixels within this distance of the peak along either axis count; ``None``: all do.
 
     Raises:
         ValueError: a shape, mode, beta or window out of range. TypeError: a tensor that is not floating point.
@@ -51,19 +52,19 @@ def soft_argmax(heatmaps: Tensor, mode: Mode = "soft", beta: float = 100.0, wind
     peak = maps.gather(-1, at.unsqueeze(-1)).squeeze(-1)
     invalid = ~peak.isfinite()
     status = invalid.to(torch.uint8)
-    # Written out: at 0 and 1 themselves, what flows back through torch's clamp depends on its version.
+    # Not torch's clamp, whose gradient at exactly 0 and 1 depends on torch's version.
     confidence = torch.where((peak >= 0) & (peak <= 1), peak, peak.detach().clamp(0, 1)).masked_fill(invalid, 0)
     top = torch.stack([at % w, at // w], -1)
     if mode == "argmax":
         uv = top.to(maps.dtype)
     else:
-        # Of a map that is not valid nothing must flow back, not even NaN.
+        # An invalid map must get a zero gradient, not NaN.
         weights = (beta * (maps - peak.detach().unsqueeze(-1))).masked_fill(invalid.unsqueeze(-1), 0).exp()
         index = torch.arange(h * w, device=maps.device)
-        du, dv = index % w - top[..., :1], index // w - top[..., 1:]  # from the peak: small where it counts
+        du, dv = index % w - top[..., :1], index // w - top[..., 1:]  # relative to the peak, for precision
         if window is not None:
             weights = weights * ((du.abs() <= window) & (dv.abs() <= window))
-        # Plain sums: a matrix product would be taken in less than float32 under autocast.
+        # Sums, because autocast would compute a matrix product in less than float32.
         total = weights.sum(-1)
         uv = top + torch.stack([(weights * d).sum(-1) / total for d in (du, dv)], -1)
     uv = uv.masked_fill(invalid.unsqueeze(-1), torch.nan)
@@ -77,9 +78,9 @@ def to_image_pixels(
 
     Args:
         uv: ``(..., 2)``. heatmap_size, image_size: (height, width).
-        convention: ``half_pixel``: both grids cover the same area, an integer is a pixel's centre: at stride 4
-            ``4 (u + 0.5) - 0.5``. This is what a network with stride 4 means, and ours. ``align_corners``: first and last
-            centres coincide. ``corner``: ``4 u``, the upper left pixel of the four; half a stride short, but common.
+        convention: ``half_pixel``: both grids cover the same area and integers are pixels' centres; at stride 4
+            ``4 (u + 0.5) - 0.5``. This package's networks use it. ``align_corners``: the centres of the first and last pixels
+            coincide. ``corner``: at stride 4 ``4 u``, the upper left pixel of four: common, but off by half a stride.
 
     Raises:
         ValueError: sizes that are not positive, or ``align_corners`` with a side of one pixel; an unknown convention.
@@ -93,12 +94,16 @@ def to_image_pixels(
     less = 1 if convention == "align_corners" else 0
     v, u = ((image - less) / (heatmap - less) for heatmap, image in zip(heatmap_size, image_size, strict=True))
     shift = 0.5 if convention == "half_pixel" else 0.0
-    # Numbers, not a tensor of them: that would be a copy to the device, which no CUDA graph can hold.
+    # Python numbers, because a tensor would be copied to the device, which a CUDA graph can't record.
     return torch.stack([(uv[..., 0] + shift) * u - shift, (uv[..., 1] + shift) * v - shift], -1)
 
 
 def check_heatmaps(heatmaps: Tensor, mode: Mode, beta: float, window: int | None) -> None:
-    """What :func:`soft_argmax` and the operator of the kernels refuse."""
+    """Checks the arguments of :func:`soft_argmax`, for it and for the torch operators.
+
+    Raises:
+        ValueError, TypeError: as :func:`soft_argmax`.
+    """
     if not isinstance(heatmaps, Tensor):
         raise TypeError(f"heatmaps: got {type(heatmaps).__name__}; expected a torch tensor")
     if not heatmaps.is_floating_point():

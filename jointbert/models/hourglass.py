@@ -27,6 +27,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to the same shape."""
         out: Tensor = x + self.change(x)
         return out
 
@@ -43,6 +44,7 @@ class Level(nn.Module):
         self.up = Residual(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to the same shape."""
         low = self.up(self.inside(self.down(F.max_pool2d(x, 2))))
         out: Tensor = self.beside(x) + F.interpolate(low, scale_factor=2.0, mode="nearest")
         return out
@@ -62,5 +64,6 @@ class Hourglass(nn.Module):
         self.heatmaps = nn.Conv2d(width, NUM_JOINTS, 1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``(B, width, H, W)`` to features of the same shape and heatmaps ``(B, 14, H, W)``."""
         x = self.linear(self.residual(self.level(features)))
         return x, self.heatmaps(x)

@@ -1,8 +1,8 @@
-"""The joint refinement module: a BERT-like Transformer over the 14 joints (thesis, section 4.2.3, table 4.2).
+"""The refiner (joint refinement module): a BERT-like Transformer over the 14 joints (thesis, section 4.2.3, table 4.2).
 
-Twelve layers, eight heads, width 128, feed-forward width 256: 1.59M parameters, the thesis's 1.6M. Normalisation stands
-before attention and feed-forward (pre-LN), which trains twelve layers without a delicate warm-up; everything else follows
-BERT (Devlin et al., 2018): a learned embedding for each position, here a joint, a learned [MASK], GELU.
+Twelve layers, eight heads, width 128, feed-forward width 256: 1.59M parameters, the thesis's 1.6M. LayerNorm precedes attention
+and feed-forward network (pre-LN), so that twelve layers train without a long warm-up. The rest follows BERT (Devlin et al.,
+2018): a learned embedding for each position, which is a joint here, a learned [MASK], GELU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RefinerConfig:
 
 
 class Layer(nn.Module):
-    """One Transformer encoder layer: self-attention (eq. 3.1), then a feed-forward network, each behind a LayerNorm."""
+    """One Transformer encoder layer: self-attention (eq. 3.1), then a feed-forward network, each after a LayerNorm."""
 
     def __init__(self, config: RefinerConfig) -> None:
         super().__init__()
@@ -46,14 +46,15 @@ class Layer(nn.Module):
         self.fc1 = nn.Linear(config.width, config.ffn)
         self.fc2 = nn.Linear(config.ffn, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, 14, D] -> [B, 14, D]
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, 14, D)`` to the same shape."""
         return self.attend(x)[0]
 
     def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's output ``(B, 14, D)``, and its attention ``(B, heads, 14, 14)``, whose rows add up to 1."""
+        """The layer's output ``(B, 14, D)`` and its attention ``(B, heads, 14, 14)``, whose rows add up to 1."""
         b, t, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        # Plain products: on 14 tokens a fused attention kernel costs more than it saves (measured on CPU, 2 x in training).
+        # Not torch's fused attention, which is slower for 14 tokens (measured on CPU: training takes twice as long).
         attention = ((q @ k.transpose(-1, -2)) * (d // self.heads) ** -0.5).softmax(-1)
         x = x + self.proj((attention @ v).transpose(1, 2).reshape(b, t, d))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x)))), attention
@@ -77,9 +78,9 @@ class JointRefiner(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.outputs)
-        # Factor of the corrections of observed joints; 1 in training. Errors of one subject's predictions teach corrections
-        # that are a little too bold for another's, so a factor for all is chosen on validation frames at export. A
-        # masked joint has nothing to be modest about.
+        # Factor of the corrections of observed joints; 1 in training. A refiner that is trained on one subject's predictions
+        # corrects another's slightly too much, so that the factor is chosen on validation frames at export. It does not apply
+        # to masked joints.
         self.observed_gain: Tensor
         self.register_buffer("observed_gain", torch.ones(1))
         self._initialise()
@@ -90,15 +91,16 @@ class JointRefiner(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 if module is not self.embed else 0.3)
                 nn.init.zeros_(module.bias)
         for name, weight in self.layers.named_parameters():
-            if name.endswith(("proj.weight", "fc2.weight")):  # GPT-2's scaling: the residual stream keeps its size
+            if name.endswith(("proj.weight", "fc2.weight")):  # as in GPT-2, so that the residual stream keeps its scale
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.config.layers))
         nn.init.normal_(self.joint_embedding, std=0.3)
         nn.init.normal_(self.mask, std=0.3)
-        nn.init.zeros_(self.head.weight)  # an untrained refiner corrects nothing
+        nn.init.zeros_(self.head.weight)  # the corrections of an untrained refiner are 0
         with torch.no_grad():
             self.head.bias[3] = math.log(10 / SCALE_MM)
 
-    def forward(self, features: Tensor) -> Tensor:  # [B, 14, 8] -> [B, 14, 4]
+    def forward(self, features: Tensor) -> Tensor:
+        """Features ``(B, 14, 8)`` to the output ``(B, 14, 4)``."""
         return self.hidden_and_output(features)[1]
 
     def hidden_and_output(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,8 +117,9 @@ class JointRefiner(nn.Module):
 
     @torch.no_grad()
     def attention(self, features: Tensor) -> Tensor:
-        """What each joint attends to, given ``(B, 14, 8)`` features: ``(layers, B, heads, 14, 14)``, whose rows add up to 1
-        (eq. 3.1; figures 5.4 to 5.9).
+        """The attention ``(layers, B, heads, 14, 14)`` for ``(B, 14, 8)`` features, whose rows add up to 1.
+
+        Source: the thesis, eq. 3.1 and figures 5.4 to 5.9.
 
         Raises:
             ValueError: another shape.
@@ -132,7 +135,7 @@ class JointRefiner(nn.Module):
         return torch.stack(matrices)
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-        """Writes the weights as safetensors; the metadata names the layout, the sizes and whatever ``metadata`` adds."""
+        """Writes the weights as safetensors; the metadata names the layout and the sizes, and includes ``metadata``."""
         sizes = {key: str(value) for key, value in asdict(self.config).items()}
         write_weights(path, float_tensors(self), {"layout": LAYOUT, **sizes, **(metadata or {})})
 
@@ -151,7 +154,7 @@ def float_tensors(module: nn.Module) -> dict[str, np.ndarray]:
 
 
 def encode(joints: Tensor, observed: Tensor, confidence: Tensor, error_mm: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns joints into the refiner's features: the reference implementation of every backend's encoding.
+    """Computes the refiner's features: the reference implementation of every runtime's encoding.
 
     Args:
         joints: ``(B, 14, 3)`` in millimetres, canonical order, right hand.
@@ -166,15 +169,15 @@ def encode(joints: Tensor, observed: Tensor, confidence: Tensor, error_mm: Tenso
     seen = observed.unsqueeze(-1)
     mean = torch.where(seen, joints, 0).sum(-2, keepdim=True) / seen.sum(-2, keepdim=True)
     xyz = torch.where(seen, (joints - mean) / SCALE_MM, 0)
-    sure = observed & confidence.isfinite()
-    sized = observed & error_mm.isfinite()
+    confidence_known = observed & confidence.isfinite()
+    error_known = observed & error_mm.isfinite()
     features = [
         xyz,
         seen,
-        torch.where(sure, confidence, 0).unsqueeze(-1),
-        sure.unsqueeze(-1),
-        torch.where(sized, torch.log(error_mm.clamp(*ERROR_RANGE_MM) / ERROR_UNIT_MM), 0).unsqueeze(-1),
-        sized.unsqueeze(-1),
+        torch.where(confidence_known, confidence, 0).unsqueeze(-1),
+        confidence_known.unsqueeze(-1),
+        torch.where(error_known, torch.log(error_mm.clamp(*ERROR_RANGE_MM) / ERROR_UNIT_MM), 0).unsqueeze(-1),
+        error_known.unsqueeze(-1),
     ]
     return torch.cat([f.to(joints.dtype) for f in features], -1), mean
 
@@ -182,7 +185,7 @@ def encode(joints: Tensor, observed: Tensor, confidence: Tensor, error_mm: Tenso
 def decode(joints: Tensor, observed: Tensor, mean: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
     """Refined joints ``(B, 14, 3)`` in millimetres and their expected error ``(B, 14)`` from the refiner's output.
 
-    A joint that was not observed starts from the mean of those that were.
+    The correction of a joint that was not observed is added to the mean of the observed joints.
     """
     start = torch.where(observed.unsqueeze(-1), joints, mean)
     sigma = SCALE_MM * torch.exp(output[..., 3].clamp(*LOG_SIGMA_RANGE))

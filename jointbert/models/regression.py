@@ -41,6 +41,7 @@ class LinearDepth(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, heatmaps: Tensor) -> CropJoints:
+        """Heatmaps ``(B, 14, S, S)`` to joints."""
         if self.plain:
             found = soft_argmax(heatmaps, self.mode, self.beta, self.window)
             return CropJoints(found.uv, self.linear(heatmaps.flatten(1)), found.confidence)
@@ -74,12 +75,12 @@ class AdaptiveWeighting(nn.Module):
     def vote(self, closeness: Tensor, directions: Tensor, depth: Tensor) -> CropJoints:
         """Joints from closeness ``(B, 14, S, S)`` and directions ``(B, 14, 3, S, S)``."""
         size = closeness.shape[-1]
-        said = pixel_points(depth).unsqueeze(1) + directions * (self.radius * (1 - closeness)).unsqueeze(2)
-        # Background pixels do not vote, unless there are no others.
+        votes = pixel_points(depth).unsqueeze(1) + directions * (self.radius * (1 - closeness)).unsqueeze(2)
+        # Background pixels do not vote, unless the crop has no foreground.
         foreground = foreground_of(depth)
         scores = torch.where(foreground | ~foreground.flatten(1).any(1)[:, None, None, None], self.beta * closeness, -torch.inf)
         weights = scores.flatten(2).softmax(-1)
-        joints = (said.flatten(3) * weights.unsqueeze(2)).sum(-1)  # [B, 14, 3]
+        joints = (votes.flatten(3) * weights.unsqueeze(2)).sum(-1)  # [B, 14, 3]
         uv = (joints[..., :2] + 1) * size / 2 - 0.5
         peak = closeness.flatten(2).amax(-1).clamp(0, 1)
         return CropJoints(uv, joints[..., 2], peak)

@@ -1,9 +1,9 @@
-"""The sequence refiner: a second stage on the joint refinement module that looks at the frames around and at the person.
+"""The sequence refiner: a second stage that uses neighbouring frames and the person's bone lengths.
 
-Each frame goes through the single-frame refiner; what it gave (refined joints and the last layer's hidden state) is joined by
-features of the frames before and after, of the person's bone lengths and of the prediction's roughness, and two more
-Transformer layers over the 14 joints give a second correction. Differences to neighbours rather than positions make it
-exactly translation invariant, and one model serves any look-ahead: neighbours that are not there are marked as such.
+Its inputs are the single-frame refiner's results (refined joints and the last layer's hidden states), and features of the
+neighbouring frames, of the person's bone lengths and of the prediction's roughness. Two more Transformer layers over the 14
+joints give a second correction. The features of neighbours are differences of positions, so that the stage is exactly
+translation invariant. Missing neighbours are marked, so that one model serves any look-ahead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from jointbert.weights import fingerprint, load_sequence_weights, load_weights, 
 RIGID_BONES = NYU14.rigid_bones
 
 REACH = BLOCKS[-1][1]
-"""Frames that are looked at on either side."""
+"""Largest number of frames that are used on either side of a frame."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,19 @@ class SequenceRefiner(nn.Module):
         self.layers = nn.ModuleList(Layer(layer) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.outputs)
-        self.gain: Tensor  # factor of the corrections, as JointRefiner.observed_gain
+        self.gain: Tensor  # factor of the corrections, like JointRefiner.observed_gain
         self.register_buffer("gain", torch.ones(1))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.05)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.embed1.weight, std=0.2)
-        nn.init.zeros_(self.head.weight)  # an untrained second stage corrects nothing
+        nn.init.zeros_(self.head.weight)  # the corrections of an untrained second stage are 0
         with torch.no_grad():
             self.head.bias[3] = math.log(10 / SCALE_MM)
 
     def forward(self, hidden: Tensor, features: Tensor) -> Tensor:
+        """Hidden states ``(B, 14, 128)`` and features ``(B, 14, 63)`` to the output ``(B, 14, 4)``."""
         x = hidden + self.embed2(F.gelu(self.embed1(features)))
         for layer in self.layers:
             x = layer(x)
@@ -88,7 +89,7 @@ class SequenceRefiner(nn.Module):
         return torch.cat([out[..., :3] * self.gain, out[..., 3:]], -1)
 
     def save(self, path: str | Path, first: JointRefiner, metadata: dict[str, str] | None = None) -> None:
-        """Writes the weights as safetensors; the metadata names the layout, the sizes and the refiner they belong to."""
+        """Writes the weights as safetensors; the metadata names the layout, the sizes and the refiner's fingerprint."""
         sizes = {key: str(value) for key, value in asdict(self.config).items()}
         of = fingerprint(float_tensors(first))
         stated = {"layout": SEQUENCE_LAYOUT, "first_stage": of, **sizes, **(metadata or {})}
@@ -96,7 +97,7 @@ class SequenceRefiner(nn.Module):
 
     @classmethod
     def load(cls, weights: str | os.PathLike[str] = "nyu14") -> SequenceRefiner:
-        """The second stage of shipped weights by name, or beside a safetensors file, in evaluation mode."""
+        """The second stage that belongs to shipped weights or to a safetensors file, in evaluation mode."""
         loaded = load_sequence_weights(load_weights(weights))
         model = cls(SequenceConfig(**loaded.sizes))
         model.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in loaded.tensors.items()})
@@ -104,10 +105,10 @@ class SequenceRefiner(nn.Module):
 
 
 def find_segments(joints: Tensor, observed: Tensor) -> Tensor:
-    """``(B, T)`` number of each frame's segment: a cut begins a new one.
+    """``(B, T)`` number of each frame's segment; each cut begins a new segment.
 
-    A cut is where the median joint (the lower one of an even number), among those observed in a frame and in the last
-    usable frame before it, moved by more than :data:`CUT_MM` for each frame between them.
+    A frame is compared with the last usable frame before it. A cut is assumed if the median movement of the joints that both
+    observe (of an even number of joints, the lower median) exceeds :data:`CUT_MM` per frame of distance.
 
     Args:
         joints: ``(B, T, 14, 3)`` as predicted, millimetres. observed: ``(B, T, 14)``.
@@ -136,9 +137,9 @@ def bone_lengths(joints: Tensor) -> Tensor:
 
 
 def log_roughness(refined: Tensor, observed: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithm of each joint's acceleration, mm per frame squared, and where it is known, both ``(B, T, 14)``.
+    """Logarithm of each joint's acceleration in mm per frame squared, and whether it is known, both ``(B, T, 14)``.
 
-    Frame t's is the one about frame t - 1, so that it is known without look-ahead.
+    The value of frame t is the acceleration at frame t - 1, so that it needs no look-ahead.
     """
     acceleration = torch.zeros(observed.shape, dtype=refined.dtype)
     acceleration[:, 2:] = (refined[:, 2:] - 2 * refined[:, 1:-1] + refined[:, :-2]).norm(dim=-1)
@@ -148,15 +149,15 @@ def log_roughness(refined: Tensor, observed: Tensor, segments: Tensor) -> tuple[
 
 
 def statistics(refined: Tensor, observed: Tensor, segments: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """What is known of the person and of the prediction's roughness, segment by segment.
+    """Bone lengths of the person and roughness of the prediction, for each segment.
 
     Args:
         refined: ``(B, T, 14, 3)`` after the first stage. observed: ``(B, T, 14)``. segments: ``(B, T)``.
-        counted: ``(B, T)`` bool: the frames that count.
+        counted: ``(B, T)`` bool: the frames from which they are computed.
 
     Returns:
         ``(B, T, 9)`` median bone lengths of each frame's segment (of an even number the lower median), and ``(B, T, 14)``
-        mean logarithm of the accelerations; NaN where fewer than :data:`KNOWN_FRAMES` frames tell.
+        mean logarithm of the accelerations; NaN if fewer than :data:`KNOWN_FRAMES` frames have a value.
     """
     ends = torch.tensor(RIGID_BONES)
     both = observed[..., ends[:, 0]] & observed[..., ends[:, 1]]  # [B, T, 9]
@@ -185,7 +186,7 @@ def sequence_features(
     look_behind: Tensor,
     look_ahead: Tensor,
 ) -> Tensor:
-    """The second stage's features: the reference implementation of every backend's.
+    """Computes the second stage's features: the reference implementation of every runtime's.
 
     Args:
         joints: ``(B, T, 14, 3)`` as predicted, millimetres. refined: the same after the first stage.
@@ -193,28 +194,28 @@ def sequence_features(
         segments: ``(B, T)`` of :func:`find_segments`.
         lengths: ``(B, T, 9)`` the person's bone lengths, millimetres, as far as they are known at that frame; NaN: unknown.
         roughness: ``(B, T, 14)`` mean of :func:`log_roughness`; NaN: unknown.
-        look_behind, look_ahead: ``(B,)`` int: frames before and after the current one that may be looked at.
+        look_behind, look_ahead: ``(B,)`` int: number of frames before and after the current one that may be used.
 
     Returns:
-        ``(B, T, 14, 63)``: for each of 12 blocks the mean difference to the neighbours' refined joints (3, compressed by
-        asinh beyond 10 mm) and the share of the block's frames that are there; the first correction over 10 mm (3; 0 where
-        the joint is missing); for two bones of the joint the vector that would give the bone its length (3, over 10 mm),
-        that length over 100 mm and whether it is known; roughness and whether it is known.
+        ``(B, T, 14, 63)``: for each of 12 blocks, the mean difference to the neighbours' refined joints (3, in 10 mm, large
+        ones compressed by asinh) and the share of the block's frames that exist; the first stage's correction in 10 mm (3; 0 if
+        the joint is missing); for two bones of the joint, the joint's movement that would give the bone its length (3, in 10
+        mm, compressed likewise), that length in 100 mm, and whether it is known; the roughness, and whether it is known.
     """
     frames = observed.shape[1]
     t = torch.arange(frames)
-    same = segments.unsqueeze(2) == segments.unsqueeze(1)  # [B, T, T]; numbers only grow, so a segment is one stretch
+    same = segments.unsqueeze(2) == segments.unsqueeze(1)  # [B, T, T]; numbers never decrease, so that a segment is contiguous
     first_frame = torch.maximum(same.int().argmax(2), t - look_behind.unsqueeze(1))
     last_frame = torch.minimum(frames - 1 - same.flip(2).int().argmax(2), t + look_ahead.unsqueeze(1))
     seen = observed.unsqueeze(-1)
-    # Sums over a block of frames as differences of running sums, in double.
+    # A block's sum is the difference of two running sums, in float64.
     positions = _running_sum(torch.where(seen, refined, 0))  # [B, T + 1, 14, 3]
     counts = _running_sum(seen)
     parts = []
     for sign in (-1, 1):
         for near, far in BLOCKS:
             low, high = sorted((t + sign * near, t + sign * far), key=lambda x: int(x[0]))
-            begin = torch.minimum(torch.maximum(low, first_frame), last_frame + 1)  # an empty range where none is there
+            begin = torch.minimum(torch.maximum(low, first_frame), last_frame + 1)  # empty if no frame of the block exists
             end = torch.maximum(torch.minimum(high + 1, last_frame + 1), begin)
 
             def between(sums: Tensor, begin: Tensor = begin, end: Tensor = end) -> Tensor:
@@ -250,13 +251,13 @@ def _running_sum(x: Tensor) -> Tensor:
 
 
 def _compress(vector: Tensor) -> Tensor:
-    """Millimetres over 10, with the length's asinh for the length."""
+    """Divides vectors in mm by 10 mm and replaces their length by its asinh."""
     length = vector.norm(dim=-1, keepdim=True) / STEP_UNIT_MM
     return vector / STEP_UNIT_MM * torch.where(length > 1e-6, torch.asinh(length) / length.clamp(min=1e-6), 1)
 
 
 def _bones_of_joint() -> tuple[tuple[tuple[int, int], ...], ...]:
-    """For two slots and each joint: a rigid bone and its other end, or (-1, 0)."""
+    """For each of two slots and each joint: the index of a rigid bone and the bone's other joint; (-1, 0) for none."""
     of = [[(i, sum(bone) - j) for i, bone in enumerate(RIGID_BONES) if j in bone] for j in range(NUM_JOINTS)]
     return tuple(tuple((bones + [(-1, 0)] * 2)[slot] for bones in of) for slot in range(2))
 
@@ -269,7 +270,7 @@ def first_stage(
 ) -> tuple[Tensor, Tensor]:
     """Refined joints ``(B, T, 14, 3)`` and hidden states ``(B, T, 14, 128)``; arguments as :func:`refine_sequences`.
 
-    Frames without :data:`MIN_JOINTS` observed joints are left as they are; their hidden states mean nothing.
+    Frames with fewer than :data:`MIN_JOINTS` observed joints are returned unchanged; their hidden states are meaningless.
     """
     usable = (observed.sum(-1) >= MIN_JOINTS).flatten()
     flat = [x.flatten(0, 1) for x in (joints, observed, confidence, error_mm)]
@@ -294,17 +295,17 @@ def refine_sequences(
     look_ahead: int = REACH,
     online: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Both stages: the reference implementation of every backend's sequences, streams and calibrated single frames.
+    """Runs both stages: the reference implementation of sequences, online refinement and calibrated single frames.
 
     Args:
         joints: ``(B, T, 14, 3)`` millimetres, canonical order, right hand.
-        observed: ``(B, T, 14)``, T at least 1; a frame with fewer than :data:`MIN_JOINTS` is not looked at and comes back as it
-            was. A frame that is no hand must have none.
+        observed: ``(B, T, 14)``, T at least 1. A frame with fewer than :data:`MIN_JOINTS` is not used and is returned
+            unchanged. For a frame that is not a hand, all values must be False.
         confidence, error_mm: ``(B, T, 14)``; NaN: unknown.
-        lengths_mm: ``(9,)`` the person's bone lengths where they were calibrated; NaN: that bone's is not known.
-        look_behind, look_ahead: frames that may be looked at.
-        online: bone lengths and roughness at a frame are those of the last :data:`HISTORY_FRAMES` of its segment up to
-            ``look_ahead`` frames after it, not of the whole segment.
+        lengths_mm: ``(9,)`` bone lengths of a calibrated person; NaN: unknown.
+        look_behind, look_ahead: number of frames before and after a frame that may be used.
+        online: whether a frame's bone lengths and roughness are computed from the :data:`HISTORY_FRAMES` frames of its segment
+            up to ``look_ahead`` frames after it; otherwise from the whole segment.
 
     Returns:
         Refined joints and their expected errors ``(B, T, 14)``, millimetres.

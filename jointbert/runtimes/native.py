@@ -43,14 +43,18 @@ class NativeBackend:
         _check_sizes(weights, _SIZES)
         self._refiner = _core.Refiner(weights.tensors, isa)
         if weights.sizes["layers"] != self._refiner.layers:
-            raise ValueError(f"weights: {weights.sizes['layers']} layers are stated, {self._refiner.layers} are there")
+            raise ValueError(
+                f"weights: the metadata states {weights.sizes['layers']} layers, the tensors have {self._refiner.layers}"
+            )
         self.isa = self.detail = self._refiner.isa
         self.threads = threads
 
     def run(self, batch: Batch) -> Result:
+        """See :meth:`jointbert.contract.Backend.run`."""
         return Result(*self._refiner.run(*pose_arguments(batch), self.threads))
 
     def sequence(self, weights: Weights) -> NativeSequenceBackend:
+        """See :meth:`jointbert.contract.SequentialBackend.sequence`."""
         return NativeSequenceBackend(self._refiner, weights, self.threads)
 
 
@@ -67,10 +71,12 @@ class NativeSequenceBackend:
         self.threads = threads
 
     def run(self, batch: Batch, lengths_mm: np.ndarray | None, alone: bool) -> Result:
+        """See :meth:`jointbert.contract.SequenceBackend.run`."""
         look = 0 if alone else BLOCKS[-1][1]
         return Result(*self._refiner.run(*pose_arguments(batch), lengths_mm, look, look, alone, self.threads))
 
     def calibrate(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, Result]:
+        """See :meth:`jointbert.contract.SequenceBackend.calibrate`."""
         lengths, counts, status, size_mm, chirality = self._refiner.calibrate(*pose_arguments(batch), self.threads)
         sigma = np.full(batch.joints.shape[:2], np.nan, np.float32)
         return lengths, counts, Result(batch.joints, sigma, status, size_mm, chirality)
@@ -78,6 +84,7 @@ class NativeSequenceBackend:
     def stream(
         self, permutation: np.ndarray, mm_per_unit: float, mirror: bool, lengths_mm: np.ndarray | None, look_ahead: int
     ) -> OnlineSequence:
+        """See :meth:`jointbert.contract.SequenceBackend.stream`."""
         return self._refiner.stream(permutation, mm_per_unit, mirror, lengths_mm, look_ahead)
 
 

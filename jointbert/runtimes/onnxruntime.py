@@ -32,6 +32,7 @@ class OnnxBackend:
         self.session, _ = open_session(weights.path, threads)
 
     def run(self, batch: Batch) -> Result:
+        """See :meth:`jointbert.contract.Backend.run`."""
         return run_by(self._network, batch)
 
     def _network(self, features: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ class TorchBackend:
         self.chunk = chunk
 
     def run(self, batch: Batch) -> Result:
+        """See :meth:`jointbert.contract.Backend.run`."""
         parts = [self._run(batch, slice(i, i + self.chunk)) for i in range(0, len(batch.joints), self.chunk)]
         if not parts:
             parts = [self._run(batch, slice(0, 0))]
@@ -51,6 +52,7 @@ class TorchBackend:
         return decode(poses.joints[good], poses.observed[good], mean, output)
 
     def sequence(self, weights: Weights) -> TorchSequenceBackend:
+        """See :meth:`jointbert.contract.SequentialBackend.sequence`."""
         return TorchSequenceBackend(self, weights)
 
 
@@ -65,6 +67,7 @@ class TorchSequenceBackend:
 
     @torch.inference_mode()
     def run(self, batch: Batch, lengths_mm: np.ndarray | None, alone: bool) -> Result:
+        """See :meth:`jointbert.contract.SequenceBackend.run`."""
         poses = Canonical.of(batch, slice(None))
         good = poses.good
         axis = 1 if alone else 0  # single frames: N sequences of one frame; otherwise one sequence of N frames
@@ -87,6 +90,7 @@ class TorchSequenceBackend:
 
     @torch.inference_mode()
     def calibrate(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, Result]:
+        """See :meth:`jointbert.contract.SequenceBackend.calibrate`."""
         poses = Canonical.of(batch, slice(None))
         refined, sigma = self.first.refine(poses)
         both = poses.observed[poses.good][:, torch.tensor(RIGID_BONES)].all(-1)

@@ -74,10 +74,10 @@ class Skeleton:
             raise ValueError(f"skeleton {self.name!r}: expected one root, and joints as parents")
         groups = (*self.bones, *self.rigid_bones, *self.fingers.values(), self.palm, self.palm_frame.joints)
         if not all(joint in joints for group in groups for joint in group):
-            raise ValueError(f"skeleton {self.name!r}: a bone, finger or palm names a joint that is not there")
+            raise ValueError(f"skeleton {self.name!r}: a bone, finger or palm has an index that is not a joint")
         for order, names in self.orders.items():
             if sorted(names) != sorted(self.names):
-                raise ValueError(f"skeleton {self.name!r}: the order {order!r} does not hold each joint once")
+                raise ValueError(f"skeleton {self.name!r}: the order {order!r} does not contain each joint exactly once")
 
     def __hash__(self) -> int:
         return hash((self.name, self.names))

@@ -14,14 +14,14 @@ from jointbert.contract.layout import LAYOUT, SEQUENCE_LAYOUT
 from jointbert.weights.shapes import sequence_tensor_shapes, tensor_shapes
 
 _FOLDER = Path(__file__).parent
-_SEQUENCE = "-sequence"
+_SEQUENCE_SUFFIX = "-sequence"
 """The suffix of a second stage's file name, after the name of its refiner."""
 _SIZES = ("layers", "heads", "width", "ffn", "features", "outputs")
 
 
 def shipped() -> list[str]:
     """Names of the weights that come with the package."""
-    return sorted(p.stem for p in _FOLDER.glob("*.safetensors") if not p.stem.endswith(_SEQUENCE))
+    return sorted(p.stem for p in _FOLDER.glob("*.safetensors") if not p.stem.endswith(_SEQUENCE_SUFFIX))
 
 
 def load_weights(weights: str | os.PathLike[str] = "nyu14") -> Weights:
@@ -62,12 +62,12 @@ def load_sequence_weights(first: Weights) -> Weights:
     Raises:
         ValueError: there is no such file, it is invalid, or it was trained on another refiner than ``first``.
     """
-    path = first.path.with_name(f"{first.path.stem}{_SEQUENCE}.safetensors")
+    path = first.path.with_name(f"{first.path.stem}{_SEQUENCE_SUFFIX}.safetensors")
     if not _is_file(path):
         raise ValueError(
-            f"weights: {first.name!r} refine single frames alone; sequences and calibration need {path.name!r} beside them"
+            f"weights: {first.name!r} refines single frames only; sequences and calibration need {path.name!r} beside it"
         )
-    second = _read(path, f"{first.name}{_SEQUENCE}", SEQUENCE_LAYOUT, sequence_tensor_shapes)
+    second = _read(path, f"{first.name}{_SEQUENCE_SUFFIX}", SEQUENCE_LAYOUT, sequence_tensor_shapes)
     expected, found = fingerprint(first.tensors), second.metadata.get("first_stage")
     if found != expected:
         raise ValueError(f"weights: {str(path)!r} was trained on another refiner than {str(first.path)!r}")

@@ -92,11 +92,11 @@ def test_evaluate_says_what_the_weights_have_seen(tmp_path: Path) -> None:
     path = tmp_path / "nyu.txt"
     write_joints(path, np.repeat(pose, 8252, 0), "xyz")
     shown = run("evaluate", path, "--groundtruth", path, "--format", "xyz", "--refine", "--threads", 2).stdout
-    assert "only frames 4376-8251 tell" in shown
+    assert "only frames 4376-8251 show" in shown
     assert "4376-8251 (subject 2, never seen) (3876)" in shown
     write_joints(path, np.repeat(pose, 4376, 0), "xyz")
     shown = run("evaluate", path, "--groundtruth", path, "--format", "xyz").stdout
-    assert "only frames 4376-8251 tell" in shown
+    assert "only frames 4376-8251 show" in shown
     assert "2440-4375 (subject 2, selected on) (1936)" in shown
     assert "never seen" not in shown
 
@@ -154,7 +154,7 @@ def test_bench_times_what_is_there(tmp_path: Path) -> None:
     assert all(0 < row["p50_us"] <= row["p99_us"] and row["runs"] >= 20 for row in content["rows"])
     assert {row["call"].split(",")[0] for row in content["rows"]} | content["missing"].keys() == set(BACKENDS) - {"onnxruntime"}
     for name in content["missing"]:
-        assert f"not here: {name}: " in output
+        assert f"not available: {name}: " in output
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_frames_that_are_not_refined_keep_their_line(tmp_path: Path) -> None:
     lines[1] = "300.98765 99.3 nan " * 11 + "1 2 0 " * 3  # two kinds of missing, more decimals than are written
     (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
     result = run("refine", tmp_path / "in.txt", tmp_path / "out.txt", "--format", "uvd", "--camera", "nyu")
-    assert result.stderr.startswith("Warning: joints: 1 of 3 frames came back as they were")
+    assert result.stderr.startswith("Warning: joints: 1 of 3 frames were returned unchanged")
     assert "2 of 3 frames refined" in result.stdout
     written = (tmp_path / "out.txt").read_text().splitlines()
     assert written[1] == lines[1]

@@ -104,7 +104,7 @@ def test_only_check_synchronises_and_warns(few: np.ndarray, gpu: ctypes.CDLL, re
         quiet = refine(metres, return_details=True)
     assert (to_numpy(quiet.status) == Status.NOT_A_HAND).all()
     np.testing.assert_array_equal(to_numpy(quiet.joints), few / 1000)
-    with pytest.warns(JointbertWarning, match=r"5 of 5 frames came back as they were.*looks like metres"):
+    with pytest.warns(JointbertWarning, match=r"5 of 5 frames were returned unchanged.*looks like metres"):
         refine(metres, check=True)
     with pytest.raises(ValueError, match="fewer than 4 finite, visible joints"):
         refine(GpuArray(np.full((2, 14, 3), np.nan)), check=True)

@@ -77,7 +77,7 @@ def test_what_learned_nothing_is_refused(tmp_path: Path) -> None:
 
     backbone = ResNetBackbone("resnet18")
     save_file({f"encoder.{k}": v for k, v in backbone.state_dict().items()}, tmp_path / "random.safetensors")
-    with pytest.raises(ValueError, match=r"random.safetensors: its encoder has learned nothing yet"):
+    with pytest.raises(ValueError, match=r"random.safetensors: its encoder is untrained"):
         ResNetBackbone("resnet18").load_weights(tmp_path / "random.safetensors")
 
 
@@ -90,7 +90,7 @@ def test_imagenet_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     with pytest.raises(
-        OSError, match=r"ImageNet weights of resnet18 are neither in torch's cache nor to be had .*name the file"
+        OSError, match=r"ImageNet weights of resnet18 are neither in torch's cache nor available for download .*name the file"
     ):
         ResNetBackbone("resnet18").load_weights("imagenet")
 

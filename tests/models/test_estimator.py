@@ -145,7 +145,7 @@ def test_from_files(tmp_path: Path) -> None:
         ({"size": 32}, "depth: got 4; heatmaps of 8 pixels can't be halved so often"),
         ({"image": "infrared"}, "image: got 'infrared'"),
         ({"head": "mlp"}, "head: got 'mlp'"),
-        ({"head": "awr", "image": "rgb"}, "'awr' stands on the pixels' depth"),
+        ({"head": "awr", "image": "rgb"}, "'awr' uses the pixels' depth"),
         ({"backbone": "vgg"}, "backbone: got 'vgg'"),
         ({"colour": 1}, "config: .*unexpected keyword argument 'colour'"),
         ({"refiner": {"width": 10, "heads": 4}}, "width 10 is no multiple of 4 heads"),
@@ -166,7 +166,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the layout 'pose14-xyz-observed-confidence-error' is not an estimator's"):
         HandPoseEstimator.load(tmp_path / "refiner.safetensors")
     small().save(tmp_path / "other.safetensors", {"config": json.dumps({**SMALL, "width": 32})})
-    with pytest.raises(ValueError, match="its weights are not those of its own config"):
+    with pytest.raises(ValueError, match="its weights do not fit its config"):
         HandPoseEstimator.load(tmp_path / "other.safetensors")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match=r"list.yaml: expected a mapping"):

@@ -86,7 +86,7 @@ def test_other_sizes_are_refused(weights: Weights, key: str, value: int) -> None
 
 
 def test_a_stated_number_of_layers_must_be_there(weights: Weights) -> None:
-    with pytest.raises(ValueError, match="weights: 11 layers are stated, 12 are there"):
+    with pytest.raises(ValueError, match="weights: the metadata states 11 layers, the tensors have 12"):
         NativeBackend(replace(weights, sizes={**weights.sizes, "layers": 11}))
 
 

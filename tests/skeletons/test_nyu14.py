@@ -73,7 +73,7 @@ def test_every_joint_has_a_sentence_of_anatomy() -> None:
         ({"parents": (-1,) * 14}, "one root"),
         ({"parents": (13,) * 14}, "one root"),
         ({"anatomy": ("A joint.",)}, "1 anatomy for 14 joints"),
-        ({"bones": ((0, 14),)}, "not there"),
+        ({"bones": ((0, 14),)}, "not a joint"),
         ({"orders": {"short": ("palm",)}}, "'short'"),
         ({"indices": {"other": (1, 2)}}, "2 other for 14 joints"),
     ],

@@ -32,11 +32,14 @@ _Check = Callable[[Any, tuple[int, ...]], np.ndarray]
 class DeviceRunner(Protocol):
     """The methods of the backend that this module calls."""
 
-    def check_process(self) -> None: ...
+    def check_process(self) -> None:
+        """See :meth:`CudaBackend.check_process`."""
 
-    def run_on_device(self, batch: DeviceBatch, library: Library, leading: tuple[int, ...], checks: bool) -> DeviceResult: ...
+    def run_on_device(self, batch: DeviceBatch, library: Library, leading: tuple[int, ...], checks: bool) -> DeviceResult:
+        """See :meth:`CudaBackend.run_on_device`."""
 
-    def to_host(self, array: DeviceArray, cuda_stream: int) -> np.ndarray: ...
+    def to_host(self, array: DeviceArray, cuda_stream: int) -> np.ndarray:
+        """See :meth:`CudaBackend.to_host`."""
 
 
 def refine_arrays(backend: DeviceRunner, joints: Any, options: RefineOptions, skeleton: Skeleton = NYU14) -> Refinement:
