@@ -6,22 +6,32 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from threading import Lock
+from threading import RLock
 from typing import Any, cast
 
 import numpy as np
 
-from jointbert.contract import ArrayBackend, Backend, Batch, Result, SequenceBackend, SequentialBackend, Status
+from jointbert.contract import (
+    ArrayBackend,
+    Backend,
+    Batch,
+    PoseOptions,
+    RefineOptions,
+    Result,
+    SequenceBackend,
+    SequentialBackend,
+    Status,
+)
 from jointbert.contract.layout import KNOWN_FRAMES, NUM_JOINTS
-from jointbert.cuda.arrays import is_on_gpu
+from jointbert.cuda.detect import is_on_gpu
 from jointbert.inputs.arguments import UNITS_MM, check_flag, check_hand, check_threads, check_units
-from jointbert.inputs.poses import PoseOptions, PreparedPoses, RefineOptions, prepare
+from jointbert.inputs.poses import PreparedPoses, check_flags, prepare
 from jointbert.inputs.report import report
-from jointbert.runtimes import candidates, choose_precision, load, load_any, refusal
+from jointbert.runtimes import RuntimeSpec, candidates, choose_precision, load, load_any, refusal
 from jointbert.runtimes.registry import Capability
 from jointbert.skeletons import NYU14
 from jointbert.stream import Refined, Stream
-from jointbert.weights import find_weights, load_sequence_weights
+from jointbert.weights import find_weights, is_shipped_name, load_sequence_weights
 
 _STEP = 1024  # frames per step; a keyboard interrupt takes effect between steps, some tenths of a second apart
 Progress = Callable[[int], None]
@@ -58,9 +68,10 @@ class Refiner:
         self._weights = load_any(weights)
         self._backends: dict[str, Backend] = {}
         self._second: SequenceBackend | None = None
-        self._lock = Lock()
+        self._lock = RLock()
         self._lengths_mm: np.ndarray | None = None
-        if self._precision in ("auto", *self._specs["cpu"].precisions):
+        spec = self._specs.get("cpu")
+        if spec is not None and self._precision in ("auto", *spec.precisions):  # else another place's runtime has it
             self._backend("cpu")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -72,7 +83,9 @@ class Refiner:
 
     def __repr__(self) -> str:
         person = "" if self._lengths_mm is None else ", calibrated"
-        return f"Refiner(weights={self._weights.name!r}, backend={self._specs['cpu'].name!r}{person})"
+        spec = next(spec for spec in self._specs.values() if self._precision in ("auto", *spec.precisions))
+        precision = "" if self._precision == "auto" else f", precision={self._precision!r}"
+        return f"Refiner(weights={self._weights.name!r}, backend={spec.name!r}{precision}{person})"
 
     def __call__(
         self,
@@ -173,33 +186,44 @@ class Refiner:
         """Whether a large sigma indicates unusual poses: sigma was trained, and no argument stated a large error."""
         return self._weights.predicts_sigma and not options.states_error
 
-    def _backend(self, place: str) -> Backend:
-        """The backend for arrays on the ``cpu`` or the ``gpu``; the first call loads it."""
+    def _spec(self, place: str) -> RuntimeSpec:
+        """The spec of the runtime for arrays on the ``cpu`` or the ``gpu``."""
         spec = self._specs.get(place)
         if spec is None:
+            other = next(iter(self._specs.values()))
+            if place == "cpu":
+                raise ValueError(f"joints: backend {other.name!r} takes arrays on a GPU only")
             raise ValueError(
-                f"joints: the array is on a GPU, and backend {self._specs['cpu'].name!r} computes on the CPU; take 'auto' or "
-                "'cuda', or pass a CPU array"
+                f"joints: the array is on a GPU, and backend {other.name!r} computes on the CPU; take 'auto' or 'cuda', or "
+                "pass a CPU array"
             )
+        return spec
+
+    def _backend(self, place: str) -> Backend:
+        """The backend for arrays on the ``cpu`` or the ``gpu``; the first call loads it."""
+        spec = self._spec(place)
         backend = self._backends.get(spec.name)
         if backend is None:
             with self._lock:
                 if spec.name not in self._backends:
                     _, _, threads, _ = self._arguments
-                    self._backends[spec.name] = load(spec, self._weights, threads, self._precision)
+                    self._backends[spec.name] = load(spec, self._weights, threads, self._precision, place)
                 backend = self._backends[spec.name]
         return backend
 
     def _second_stage(self, capability: Capability) -> SequenceBackend:
-        spec = self._specs["cpu"]
+        spec = self._spec("cpu")
         if not getattr(spec, capability):
             raise refusal(spec, capability)
         if self._second is None:
-            first = cast(SequentialBackend, self._backend("cpu"))
-            self._second = first.sequence(load_sequence_weights(self._weights))
+            with self._lock:
+                if self._second is None:
+                    first = cast(SequentialBackend, self._backend("cpu"))
+                    self._second = first.sequence(load_sequence_weights(self._weights))
         return self._second
 
     def _refine(self, joints: Any, options: RefineOptions, progress: Progress | None = None) -> Any:
+        check_flags(options)
         lengths = self._lengths_mm
         if is_on_gpu(joints):
             return self._refine_on_gpu(joints, options, lengths is not None)
@@ -221,9 +245,13 @@ class Refiner:
         return _run_in_steps(self._backend("cpu").run, batch, _STEP, progress)
 
     def _refine_on_gpu(self, joints: Any, options: RefineOptions, calibrated: bool) -> Any:
-        for requested, capability in ((options.sequence, "sequences"), (calibrated, "calibration")):
-            if requested and not getattr(self._specs.get("gpu", self._specs["cpu"]), capability):
-                raise refusal(self._specs.get("gpu", self._specs["cpu"]), cast(Capability, capability))
+        check_units(options.units)  # before a first call sends weights to the GPU
+        NYU14.resolve_order(options.order)
+        spec = self._spec("gpu")
+        asked: tuple[tuple[bool, Capability], ...] = ((options.sequence, "sequences"), (calibrated, "calibration"))
+        for requested, capability in asked:
+            if requested and not getattr(spec, capability):
+                raise refusal(spec, capability, "gpu")
         try:
             backend = cast(ArrayBackend, self._backend("gpu"))
         except ImportError as error:
@@ -337,7 +365,7 @@ def _cached_refiner(weights: Any, backend: Any) -> Refiner:
     if not isinstance(weights, (str, os.PathLike)) or not isinstance(backend, str):
         return Refiner(weights, backend)  # raises an error
     path = os.fspath(weights)
-    if isinstance(weights, str) and os.path.basename(path) == path and not path.endswith(".safetensors"):
+    if is_shipped_name(weights):
         return _load_cached(path, None, backend)  # a shipped name, even if a file has the same name
     try:
         stat = os.stat(path)

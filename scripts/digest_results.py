@@ -5,9 +5,9 @@ Two builds that print the same lines give the same results, bit for bit: run it 
 
     python scripts/digest_results.py --data ../shared/data/nyu > digests.txt
 
-DIR holds ``predictions/*.txt``, a frame a line, u v d of 14 joints (the Kinect of NYU). Every 97th joint is missing and every
-second method gets a confidence, so that masked joints and confidence take part. Results depend on the instruction set,
-which is the best one of the processor: compare on one machine.
+The folder holds ``predictions/*.txt``, one line per frame, u v d of 14 joints (NYU's Kinect). Every 97th joint is missing and
+every second method gets a confidence, so that both are covered. Results depend on the instruction set, which is the best one of
+the processor: compare on one machine.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ sanitized() {
     UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:exitcode=99 \
     "$python" -m pytest -p imported_from -p no:cacheprovider --capture=sys "$@"
 }
-sanitized -m sanitize tests/runtimes tests/inputs tests/weights tests/test_refine.py tests/test_refine_mistakes.py \
+sanitized -m sanitize tests/runtimes tests/inputs tests/weights/test_weight_files.py tests/test_refine.py tests/test_refine_mistakes.py \
   tests/test_sequence.py >"$work/native.log" 2>&1 & # beside the next: both are one thread's work
 native=$!
 

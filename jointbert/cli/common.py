@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,8 +49,8 @@ def one_sentence() -> Iterator[None]:
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         except (ValueError, TypeError, ImportError, RuntimeError) as error:
             message = str(error)
-    for warning in caught:
-        typer.echo(f"Warning: {warning.message}", err=True)
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        typer.echo(f"Warning: {text}", err=True)
     if message is not None:
         typer.echo(f"Error: {message}", err=True)
         raise typer.Exit(2)
@@ -80,6 +80,18 @@ def parse_camera(format: str, camera: str | None) -> Camera | None:
 def parse_order(order: str) -> str | list[str]:
     """A named order, or the list of joint names in a comma-separated text."""
     return [name.strip() for name in order.split(",")] if "," in order else order
+
+
+def refuse_unused(context: typer.Context, parameters: Sequence[str], reason: str) -> None:
+    """Refuses options that were given on the command line and have no effect.
+
+    Raises:
+        ValueError: one was given; ``reason`` says what it needs.
+    """
+    for name in parameters:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"--{name.replace('_', '-')}: {reason}")
 
 
 def check_folder(*files: Path | None) -> None:

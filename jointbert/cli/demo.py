@@ -26,6 +26,8 @@ def command(
 
         check_folder(picture)
         sample = load_demo()
+        if frame is not None and picture is None:
+            raise ValueError("--frame: without --picture nothing is drawn, and it has no effect")
         if frame is not None and not 0 <= frame < len(sample.predictions):
             raise ValueError(f"--frame: got {frame}; expected 0 to {len(sample.predictions) - 1}")
         refiner = Refiner(backend=backend)

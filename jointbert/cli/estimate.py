@@ -10,13 +10,14 @@ import numpy as np
 import typer
 
 from jointbert.camera import Camera
-from jointbert.cli.common import FormatOption, HandOption, ThreadsOption, check_folder, one_sentence
+from jointbert.cli.common import FormatOption, HandOption, ThreadsOption, check_folder, one_sentence, refuse_unused
 from jointbert.inputs.arguments import HANDS
 from jointbert.inputs.textformat import write_joints
 from jointbert.skeletons import NYU14
 
 
 def command(
+    context: typer.Context,
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Depth: PNG of 16 bits (mm), NYU's RGB PNG, or .npy; or RGB.")
     ],
@@ -42,6 +43,8 @@ def command(
         from jointbert.inputs.images import centre_of_mass, read_depth, read_rgb
 
         check_folder(out, json_file, picture)
+        if out is None:
+            refuse_unused(context, ("format",), "without --out no joints are written, and it has no effect")
         intrinsics = Camera.parse(camera)
         if hand not in HANDS:
             raise ValueError(f"--hand: got {hand!r}; expected {' or '.join(HANDS)}")
@@ -49,6 +52,8 @@ def command(
         estimator = Estimator(model, threads, device)
         if given is None and estimator.image == "rgb":
             raise ValueError("--centre: an RGB image has no depth by which to find the hand's centre; give x,y,z")
+        if estimator.image == "rgb":
+            refuse_unused(context, ("depth_unit",), "the estimator takes RGB images, and it has no effect")
         found, centres = [], []
         for path in images:
             image = read_depth(path, depth_unit)[None] if estimator.image == "depth" else read_rgb(path)

@@ -24,6 +24,7 @@ from jointbert.cli.common import (
     parse_camera,
     parse_order,
     refine_file,
+    refuse_unused,
 )
 from jointbert.evaluation.metrics import NYU_RANGES, NYU_TEST_FRAMES, SELECTED, Accuracy, accuracy, joint_errors, relative_gain
 from jointbert.inputs.textformat import read_joints
@@ -31,6 +32,7 @@ from jointbert.skeletons import NYU14
 
 
 def command(
+    context: typer.Context,
     prediction: Annotated[Path, typer.Argument(metavar="PREDICTION", help="Prediction file.")],
     groundtruth: Annotated[Path, typer.Option(help="Ground truth, in the same format.")],
     format: FormatOption,
@@ -47,6 +49,9 @@ def command(
 ) -> None:
     """Print the accuracy of a prediction file against the ground truth, before and after refinement."""
     with one_sentence():
+        if not refine:
+            unused = ("hand", "error_mm", "sequence", "weights", "backend", "threads")
+            refuse_unused(context, unused, "without --refine nothing is refined, and it has no effect")
         intrinsics = parse_camera(format, camera)
         permutation = NYU14.resolve_order(parse_order(order))
         check_folder(json_file)

@@ -7,18 +7,21 @@ from typing import Annotated
 
 import typer
 
-from jointbert.cli.common import WeightsOption, one_sentence
+from jointbert.cli.common import one_sentence, refuse_unused
 
 
 def command(
+    context: typer.Context,
     output: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The ONNX file to write.")],
-    weights: WeightsOption = "nyu14",
+    weights: Annotated[str, typer.Option(help="Shipped weights' name, or a .safetensors file.")] = "nyu14",
     estimator: Annotated[
         Path | None, typer.Option(help="Write this estimator (.safetensors) instead: images in, joints out.")
     ] = None,
 ) -> None:
     """Write the refiner as ONNX (features in, correction and log sigma out), or an estimator; needs the extra [export]."""
     with one_sentence():
+        if estimator is not None:
+            refuse_unused(context, ("weights",), "an estimator's file holds its own refiner; leave it out")
         try:
             from jointbert.export.onnx import export_estimator, export_refiner
         except ImportError as error:

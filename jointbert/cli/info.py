@@ -11,6 +11,7 @@ from jointbert.cli.common import WeightsOption, one_sentence
 from jointbert.contract import Weights
 from jointbert.runtimes import RUNTIMES, RuntimeSpec, capability_table, load, load_any
 from jointbert.runtimes.registry import describe_precisions, file_kind
+from jointbert.skeletons import SKELETONS
 from jointbert.weights import load_sequence_weights
 
 
@@ -29,6 +30,8 @@ def command(
             able = [word for word in ("sequences", "streams", "calibration") if getattr(spec, word)]
             typer.echo(f"backend {spec.name}: {_availability(spec, loaded)}")
             typer.echo(f"  {spec.summary}; precision {describe_precisions(spec)}; {', '.join(['single frames', *able])}")
+        for skeleton in SKELETONS.values():
+            typer.echo(f"skeleton {skeleton.name}: {skeleton.num_joints} joints; orders {', '.join(skeleton.all_orders)}")
         parameters = sum(tensor.size for tensor in loaded.tensors.values())
         typer.echo(f"weights {weights}" + (f": {parameters / 1e6:.2f}M parameters" if parameters else " (ONNX)"))
         for key, value in sorted(loaded.metadata.items()):
@@ -46,7 +49,7 @@ def command(
 
 def _availability(spec: RuntimeSpec, weights: Weights) -> str:
     if file_kind(weights.path) not in spec.suffixes:
-        return f"not available: it runs {' or '.join(spec.suffixes)} files"
+        return f"not for these weights: it runs {' or '.join(spec.suffixes)} files"
     try:
         detail = load(spec, weights, 1).detail
     except (ImportError, RuntimeError, ValueError) as error:

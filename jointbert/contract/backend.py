@@ -42,6 +42,32 @@ class Weights:
         return self.metadata.get("loss") == "likelihood"
 
 
+@dataclass(eq=False)
+class PoseOptions:
+    """What is said of poses, as the user passed it; :func:`jointbert.refine` documents each field. Not yet checked."""
+
+    confidence: Any = None
+    visible: Any = None
+    error_mm: Any = None
+    order: str | Sequence[str] = "nyu14"
+    units: str = "mm"
+    hand: str | Sequence[str] = "right"
+
+    @property
+    def states_error(self) -> bool:
+        """Whether ``confidence`` or ``error_mm`` says how far off the joints are."""
+        return self.error_mm is not None or self.confidence is not None
+
+
+@dataclass(eq=False)
+class RefineOptions(PoseOptions):
+    """:class:`PoseOptions`, and the options of one refinement."""
+
+    sequence: bool = False
+    check: bool = False
+    return_details: bool = False
+
+
 @dataclass(frozen=True)
 class Batch:
     """Checked poses in the user's order and unit. The backend converts order and unit, mirrors, centres and masks."""
@@ -121,8 +147,8 @@ class SequentialBackend(Backend, Protocol):
 class ArrayBackend(Backend, Protocol):
     """A backend that also takes GPU arrays of any library."""
 
-    def refine_arrays(self, joints: Any, options: Any) -> Refinement:
-        """Refines ``joints``; ``options`` is the call's :class:`jointbert.inputs.poses.RefineOptions`."""
+    def refine_arrays(self, joints: Any, options: RefineOptions) -> Refinement:
+        """Refines ``joints``; ``options`` are the call's."""
 
 
 class OnlineSequence(Protocol):

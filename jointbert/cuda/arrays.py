@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jointbert.cuda.detect import DLPACK_CUDA, DLPACK_MANAGED, is_on_gpu
 from jointbert.cuda.device_array import (
-    DLPACK_CUDA,
-    DLPACK_MANAGED,
     LEGACY_STREAM,
     NUMPY_TYPES,
     TYPES,
@@ -26,23 +25,6 @@ __all__ = ["NUMPY_TYPES", "DeviceArray", "Library", "is_on_gpu", "read"]
 _DTYPE_OF_TYPESTR = {kind: name for name, (kind, _, _) in TYPES.items()}
 _DTYPE_OF_DLPACK = {kind: name for name, (_, kind, _) in TYPES.items()}
 _MAX_VALUES = 1 << 48
-
-
-def is_on_gpu(value: Any) -> bool:
-    """Whether a value is an array on a GPU. The check is cheap for values that are not."""
-    if isinstance(value, (np.ndarray, list, tuple, int, float, str)) or value is None:
-        return False
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return bool(value.is_cuda)
-    if isinstance(value, type):
-        return False
-    try:
-        if hasattr(value, "__cuda_array_interface__"):
-            return True
-        return hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in (DLPACK_CUDA, DLPACK_MANAGED)
-    except Exception:  # a broken protocol: reading the array reports it
-        return False
 
 
 def read(value: Any, name: str, cuda_stream: int | None = None) -> tuple[DeviceArray, Library]:

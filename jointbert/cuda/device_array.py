@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jointbert.cuda.detect import DLPACK_CUDA
 from jointbert.cuda.module import call, load_module
 
 # By dtype name: the array interface's typestr without byte order, DLPack's kind and bits, DLPack's type code.
@@ -24,8 +25,6 @@ TYPES = {
 }
 NUMPY_TYPES = tuple(name for name in TYPES if name != "bfloat16")
 """Types that NumPy has, too."""
-DLPACK_CUDA, DLPACK_MANAGED = 2, 13
-"""DLPack's device types of GPU memory: device memory and managed memory."""
 LEGACY_STREAM = 1
 """The ``cudaStream_t`` of CUDA's legacy default stream."""
 

@@ -124,9 +124,8 @@ class GraphSession:
         """Runs the recorded work on a batch: takes arrays ``(batch, ...)`` by the inputs' names, returns the outputs by name.
 
         Raises:
-            ValueError: an unknown or missing name, another shape or dtype, more rows than were recorded. TypeError: no plain
-                NumPy
-            array. RuntimeError: a CUDA error.
+            ValueError: an unknown or missing name, another shape or dtype, more rows than were recorded. TypeError: no
+                plain NumPy array. RuntimeError: a CUDA error.
         """
         if arrays.keys() != self._inputs.keys():
             raise ValueError(f"GraphSession: got {sorted(arrays)}; expected {sorted(self._inputs)}")

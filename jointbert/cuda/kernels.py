@@ -55,7 +55,7 @@ class KeypointAddresses(NamedTuple):
 
 
 def launch_soft_argmax(maps: Heatmaps, peak: Peak, out: KeypointAddresses, cuda_stream: int) -> None:
-    """Enqueues the soft-argmax with confidence on a CUDA cuda_stream.
+    """Enqueues the soft-argmax with confidence on a CUDA stream.
 
     Raises:
         RuntimeError: a CUDA error. ImportError: an installation without GPU kernels.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,12 @@ def draw_hand(
         axes: matplotlib axes. dims: which two coordinates to show. colour: for all fingers; ``None``: one for each.
         width: of the bones, points. layer: hands with a higher layer cover those with a lower one.
     """
+    if np.shape(joints) != (skeleton.num_joints, 3):
+        raise ValueError(f"joints: got the shape {np.shape(joints)}; expected ({skeleton.num_joints}, 3) for {skeleton.name}")
     depth_axis = ({0, 1, 2} - set(dims)).pop()
     triangle = joints[list(skeleton.palm)][:, dims]
     axes.fill(*triangle.T, color=colour or "#b9a394", alpha=0.35, lw=0)
-    for chain, finger in zip(skeleton.chains, _FINGER_COLOURS, strict=True):
+    for chain, finger in zip(skeleton.chains, cycle(_FINGER_COLOURS), strict=False):
         order = float(joints[list(chain), depth_axis].mean())
         x, y = joints[list(chain)][:, dims].T
         axes.plot(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jointbert.contract import Batch
+from jointbert.contract import Batch, PoseOptions, RefineOptions
 from jointbert.contract.layout import NUM_JOINTS
 from jointbert.inputs.arguments import (
     UNITS_MM,
@@ -21,41 +19,7 @@ from jointbert.inputs.arguments import (
     check_visible,
 )
 from jointbert.inputs.arrays import Restore, to_numpy
-from jointbert.skeletons import NYU14, Skeleton
-
-
-@dataclass(frozen=True, eq=False)
-class PoseOptions:
-    """Arguments that describe poses, unchecked; :func:`jointbert.refine` documents them."""
-
-    confidence: Any = None
-    visible: Any = None
-    error_mm: Any = None
-    order: str | Sequence[str] = "nyu14"
-    units: str = "mm"
-    hand: str | Sequence[str] = "right"
-
-    @property
-    def states_error(self) -> bool:
-        """Whether the user stated the size of errors, or confidences."""
-        return self.error_mm is not None or self.confidence is not None
-
-
-@dataclass(frozen=True, eq=False)
-class RefineOptions(PoseOptions):
-    """All options of a call of :func:`jointbert.refine`.
-
-    Raises:
-        TypeError: a flag is not a bool.
-    """
-
-    sequence: bool = False
-    check: bool = False
-    return_details: bool = False
-
-    def __post_init__(self) -> None:
-        for flag in ("sequence", "check", "return_details"):
-            check_flag(flag, getattr(self, flag))
+from jointbert.skeletons import NYU14
 
 
 class PreparedPoses(NamedTuple):
@@ -70,14 +34,14 @@ class PreparedPoses(NamedTuple):
     """The input's shape without its last two axes, joints and coordinates."""
 
 
-def prepare(joints: Any, options: PoseOptions, skeleton: Skeleton = NYU14) -> PreparedPoses:
+def prepare(joints: Any, options: PoseOptions) -> PreparedPoses:
     """Checks poses in the host's memory and their options.
 
     Raises:
         ValueError, TypeError: as :func:`jointbert.refine`.
     """
     check_units(options.units)
-    permutation = skeleton.resolve_order(options.order)
+    permutation = NYU14.resolve_order(options.order)
     given, restore = to_numpy(joints, "joints")
     poses = check_joints(given)
     leading = poses.shape[:-2]
@@ -93,3 +57,9 @@ def prepare(joints: Any, options: PoseOptions, skeleton: Skeleton = NYU14) -> Pr
         error_mm=None if error_mm is None else check_error(error_mm, per_joint),
     )
     return PreparedPoses(batch, given, restore, leading)
+
+
+def check_flags(options: RefineOptions) -> None:
+    """Raises TypeError if an option that switches something on is no bool."""
+    for flag in ("sequence", "check", "return_details"):
+        check_flag(flag, getattr(options, flag))

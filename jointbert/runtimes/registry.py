@@ -192,7 +192,7 @@ def choose_precision(precision: str, specs: dict[str, RuntimeSpec]) -> str:
         ValueError: none of them has it; the message lists their precisions.
     """
     known = {name: None for spec in specs.values() for name in spec.precisions if name != FILE_PRECISION}
-    if precision == "auto" or (isinstance(precision, str) and precision in known):
+    if isinstance(precision, str) and (precision == "auto" or precision in known):
         return precision
     have = "; ".join(f"{spec.name}: {describe_precisions(spec)}" for spec in {s.name: s for s in specs.values()}.values())
     raise ValueError(f"precision: got {precision!r}; expected 'auto' or what the backend has ({have})")
@@ -203,16 +203,18 @@ def describe_precisions(spec: RuntimeSpec) -> str:
     return ", ".join("the file's own" if name == FILE_PRECISION else name for name in spec.precisions)
 
 
-def load(spec: RuntimeSpec, weights: Weights, threads: int, precision: str = "auto") -> Backend:
-    """Loads a runtime with weights in a precision.
+def load(spec: RuntimeSpec, weights: Weights, threads: int, precision: str = "auto", place: str = "cpu") -> Backend:
+    """Loads a runtime with weights in a precision, for arrays on the ``cpu`` or the ``gpu``.
 
     Raises:
         ValueError: the runtime does not have that precision; unsuitable weights. ImportError: its library is missing.
         RuntimeError: it has no device.
     """
     if precision != "auto" and (precision not in spec.precisions or precision == FILE_PRECISION):
-        others = [other.name for other in RUNTIMES if precision in other.precisions]
+        others = [other.name for other in RUNTIMES if precision in other.precisions and place in other.arrays]
         advice = f"take backend {_quoted(others, ' or ')}, or 'auto' as precision" if others else "take 'auto'"
+        if place == "gpu":
+            advice += ", or pass a CPU array"
         raise ValueError(
             f"precision: got {precision!r}, which backend {spec.name!r} does not have ({describe_precisions(spec)}); {advice}"
         )
@@ -234,9 +236,15 @@ def load_any(weights: str | os.PathLike[str]) -> Weights:
     return next(spec.read for spec in RUNTIMES if kind in spec.suffixes)(weights)
 
 
-def refusal(spec: RuntimeSpec, capability: Capability) -> ValueError:
+def refusal(spec: RuntimeSpec, capability: Capability, place: str = "cpu") -> ValueError:
     """The error for a capability that a runtime lacks; the message names the runtimes that have it."""
     able = [other for other in RUNTIMES if getattr(other, capability)]
+    if place == "gpu":
+        names = _quoted([other.name for other in able], " or ")
+        return ValueError(
+            f"joints: the array is on a GPU, where backend {spec.name!r} has no {_CAPABILITIES[capability]}; pass a CPU array, "
+            f"with backend 'auto', {names}"
+        )
     remedies = [f"backend {_quoted([other.name for other in able], ' or ')}"]
     if "cpu" in spec.arrays and "gpu" in spec.arrays:
         remedies.append("arrays on the CPU")

@@ -12,7 +12,7 @@ from jointbert.contract import Batch, Result, Status, Weights
 from jointbert.contract.layout import HAND_SIZE_MM, KNOWN_FRAMES, MIN_JOINTS
 from jointbert.models.refiner import JointRefiner, RefinerConfig, decode, encode
 from jointbert.models.sequence import REACH, SequenceConfig, SequenceRefiner, bone_lengths, refine_sequences
-from jointbert.skeletons import NYU14, Skeleton
+from jointbert.skeletons import NYU14
 
 RIGID_BONES = NYU14.rigid_bones
 
@@ -113,7 +113,7 @@ class Canonical:
     observed: Tensor  # [N, 14]
     confidence: Tensor  # [N, 14]; NaN: unknown
     error_mm: Tensor  # [N, 14]; NaN: unknown
-    sign: Tensor  # [N, 1]: -1 for left hands, whose x is negated
+    mirror: Tensor  # [N, 1, 3]: factors of x, y, z; the skeleton's for left hands
     status: Tensor  # [N] uint8
     size: Tensor  # [N]: root mean square distance of the observed joints from their mean, mm
     permutation: Tensor  # [14]
@@ -124,10 +124,10 @@ class Canonical:
         permutation = torch.from_numpy(batch.permutation.astype(np.int64))
         given = torch.tensor(batch.joints[rows])  # copies: the input may be read-only
         joints = given.double()[:, permutation] * batch.mm_per_unit
-        sign = torch.ones(len(joints), 1, dtype=torch.float64)
+        mirror = torch.ones(len(joints), 1, 3, dtype=torch.float64)
         if batch.mirror is not None:
-            sign[torch.tensor(batch.mirror[rows])] = -1
-        joints[..., 0] *= sign
+            mirror[torch.tensor(batch.mirror[rows])] = torch.tensor(NYU14.mirror, dtype=torch.float64)
+        joints *= mirror
         observed = joints.isfinite().all(-1)
         if batch.visible is not None:
             observed &= torch.tensor(batch.visible[rows])[:, permutation]
@@ -145,7 +145,7 @@ class Canonical:
         status[~((size >= HAND_SIZE_MM[0]) & (size <= HAND_SIZE_MM[1]))] = int(Status.NOT_A_HAND)
         status[observed.sum(-1) < MIN_JOINTS] = int(Status.TOO_FEW_JOINTS)
         optionals = (optional(batch.confidence), optional(batch.error_mm))
-        return cls(batch, given, joints, observed, *optionals, sign, status, size, permutation)
+        return cls(batch, given, joints, observed, *optionals, mirror, status, size, permutation)
 
     @property
     def good(self) -> Tensor:
@@ -159,14 +159,14 @@ class Canonical:
         out_sigma = torch.full(self.observed.shape, torch.nan, dtype=torch.float32)
         inverse = torch.argsort(self.permutation)
         refined = refined.clone()
-        refined[..., 0] *= self.sign[good]
+        refined *= self.mirror[good]
         out[good] = (refined / self.batch.mm_per_unit)[:, inverse].to(out.dtype)
         out_sigma[good] = (sigma / self.batch.mm_per_unit)[:, inverse].float()
         side = chirality(self.joints, self.observed)
         return tuple(t.numpy() for t in (out, out_sigma, self.status, self.size.float(), side.float()))
 
 
-def chirality(joints: Tensor, observed: Tensor, skeleton: Skeleton = NYU14) -> Tensor:
+def chirality(joints: Tensor, observed: Tensor) -> Tensor:
     """A signed measure of the hand's side, in millimetres: negative for right hands, positive for left or mirrored ones.
 
     The palm's normal is the cross product of the directions from index to little finger and from wrist to fingers. The measure
@@ -179,7 +179,7 @@ def chirality(joints: Tensor, observed: Tensor, skeleton: Skeleton = NYU14) -> T
     Returns:
         ``(B,)``; NaN if a joint of the palm frame is missing or the palm has no normal.
     """
-    palm = skeleton.palm_frame
+    palm = NYU14.palm_frame
     tips, near = ([pair[end] for pair in palm.curl] for end in (0, 1))
     across = joints[:, palm.across[0]] - joints[:, palm.across[1]]
     up = joints[:, list(palm.up[0])].mean(1) - joints[:, list(palm.up[1])].mean(1)

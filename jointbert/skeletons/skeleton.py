@@ -72,6 +72,16 @@ class Skeleton:
                 raise ValueError(f"skeleton {self.name!r}: got {len(values)} {what} for {len(self.names)} joints")
         if list(self.parents).count(-1) != 1 or not all(parent == -1 or parent in joints for parent in self.parents):
             raise ValueError(f"skeleton {self.name!r}: expected one root, and joints as parents")
+        for joint in joints:
+            steps, at = 0, joint
+            while (at := self.parents[at]) >= 0 and steps < len(self.names):
+                steps += 1
+            if at >= 0:
+                raise ValueError(f"skeleton {self.name!r}: the parents of {self.names[joint]!r} never reach the root")
+        if not all(self.anatomy):
+            raise ValueError(f"skeleton {self.name!r}: a joint has no sentence of anatomy")
+        if len(self.mirror) != 3 or not all(abs(factor) == 1 for factor in self.mirror):
+            raise ValueError(f"skeleton {self.name!r}: got mirror = {self.mirror}; expected three factors of 1 or -1")
         groups = (*self.bones, *self.rigid_bones, *self.fingers.values(), self.palm, self.palm_frame.joints)
         if not all(joint in joints for group in groups for joint in group):
             raise ValueError(f"skeleton {self.name!r}: a bone, finger or palm has an index that is not a joint")

@@ -45,7 +45,7 @@ def find_weights(weights: str | os.PathLike[str]) -> Path:
     if not isinstance(weights, (str, os.PathLike)):
         raise TypeError(f"weights: got {type(weights).__name__}; expected a shipped name or the path of a .safetensors file")
     path = Path(weights)
-    if isinstance(weights, str) and path.name == weights and path.suffix not in (".safetensors", ".onnx"):
+    if is_shipped_name(weights):
         path = _FOLDER / f"{weights}.safetensors"
         if not _is_file(path):
             raise ValueError(
@@ -54,6 +54,11 @@ def find_weights(weights: str | os.PathLike[str]) -> Path:
     elif not _is_file(path):
         raise ValueError(f"weights: there is no file {str(path)[:200]!r}")
     return path
+
+
+def is_shipped_name(weights: object) -> bool:
+    """Whether ``weights`` is a name and not a path: a str without a folder and without a suffix."""
+    return isinstance(weights, str) and os.path.basename(weights) == weights and not Path(weights).suffix
 
 
 def load_sequence_weights(first: Weights) -> Weights:

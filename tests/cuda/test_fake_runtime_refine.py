@@ -130,9 +130,11 @@ def test_arrays_of_wrong_type_shape_or_device_are_refused(few: np.ndarray, refin
     with pytest.raises(ValueError, match="confidence: the array is on GPU 1, the joints on GPU 0"):
         refine(GpuArray(few), confidence=elsewhere)
     with pytest.raises(
-        ValueError, match="backend: 'cuda' has no sequences; take backend 'native' or 'torch', and arrays on the CPU"
+        ValueError, match="the array is on a GPU, where backend 'cuda' has no sequences; pass a CPU array, with backend 'auto'"
     ):
         refine(GpuArray(few), sequence=True)
+    with pytest.raises(ValueError, match="units: got 'furlong'"):
+        refine(GpuArray(few), units="furlong")
     with pytest.raises(ValueError, match="backend 'native' computes on the CPU; take 'auto' or 'cuda'"):
         refine(GpuArray(few), backend="native")
     with pytest.raises(ValueError, match="backend: 'cuda' has no sequences"):

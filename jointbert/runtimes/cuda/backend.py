@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from jointbert.contract import Batch, Refinement, Result, Weights
+from jointbert.contract import Batch, Refinement, RefineOptions, Result, Weights
 from jointbert.contract.layout import NUM_JOINTS
 from jointbert.cuda.arrays import DeviceArray, Library
 from jointbert.cuda.graph_session import GraphSession
 from jointbert.cuda.module import call, load_module
-from jointbert.inputs.poses import RefineOptions
 from jointbert.runtimes.cuda.packing import PRECISIONS, KernelSizes, pack
 from jointbert.runtimes.cuda.poses import DeviceBatch, DeviceResult
 from jointbert.runtimes.cuda.user_arrays import refine_arrays
@@ -25,7 +24,6 @@ class CudaBackend:
 
     Args:
         weights: of any number of layers. The other sizes must be the thesis's, for which the kernels are compiled.
-        threads: not used.
         precision: of the weights and the products' factors, ``"f16"`` or ``"bf16"``; sums are float32, poses are encoded and
             decoded in float64.
         device: the GPU for NumPy arrays; arrays on a GPU stay on theirs.
@@ -43,7 +41,7 @@ class CudaBackend:
     _max_rows = 1024
     _max_sessions = 8
 
-    def __init__(self, weights: Weights, threads: int = 1, precision: str = "f16", device: int = 0) -> None:
+    def __init__(self, weights: Weights, precision: str = "f16", device: int = 0) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision: got {precision!r}; expected one of {', '.join(map(repr, PRECISIONS))}")
         self._module = load_module()
@@ -79,7 +77,7 @@ class CudaBackend:
     def enqueue(self, batch: DeviceBatch, out: DeviceResult, cuda_stream: int, variant: int = -1) -> None:
         """Enqueues one launch on a CUDA stream, without waiting for it.
 
-        ``variant``: 0 clusters, 1 a cooperative grid, 2 tiles (``csrc/cuda/refiner.h``); -1: the fastest in the timing.
+        ``variant``: 0 clusters, 1 a cooperative grid, 2 tiles (``csrc/cuda/refiner/refiner.h``); -1: the fastest in the timing.
 
         Raises:
             RuntimeError: a CUDA error. ValueError: a variant that this GPU does not support; as :meth:`refiner`.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jointbert.contract import Weights
+from jointbert.contract.layout import NUM_JOINTS
 
 PRECISIONS = ("f16", "bf16")
 """Of the weights and of the products' factors, the default first."""
@@ -31,6 +32,8 @@ class KernelSizes(NamedTuple):
     @classmethod
     def of(cls, module: Any) -> KernelSizes:
         """Those of ``jointbert._cuda``."""
+        if module.NUM_JOINTS != NUM_JOINTS:
+            raise ImportError(f"jointbert._cuda is compiled for {module.NUM_JOINTS} joints; this version needs {NUM_JOINTS}")
         network = (module.HEADS, module.WIDTH, module.FFN, module.FEATURES, module.OUTPUTS)
         return cls(*network, module.CHUNKS, module.CHUNK_INNER, module.CHUNK_OUTER)
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jointbert.contract import Refinement, Result
+from jointbert.contract import Refinement, RefineOptions, Result
 from jointbert.contract.layout import NUM_JOINTS
 from jointbert.cuda.arrays import NUMPY_TYPES, DeviceArray, Library, is_on_gpu, read
 from jointbert.inputs.arguments import (
@@ -22,9 +22,8 @@ from jointbert.inputs.arguments import (
     check_units,
     check_visible,
 )
-from jointbert.inputs.poses import RefineOptions
 from jointbert.runtimes.cuda.poses import DeviceBatch, DeviceResult
-from jointbert.skeletons import NYU14, Skeleton
+from jointbert.skeletons import NYU14
 
 _Check = Callable[[Any, tuple[int, ...]], np.ndarray]
 
@@ -42,14 +41,14 @@ class DeviceRunner(Protocol):
         """See :meth:`CudaBackend.to_host`."""
 
 
-def refine_arrays(backend: DeviceRunner, joints: Any, options: RefineOptions, skeleton: Skeleton = NYU14) -> Refinement:
+def refine_arrays(backend: DeviceRunner, joints: Any, options: RefineOptions) -> Refinement:
     """Refines poses on their GPU. Without ``options.check`` the call does not wait for the result.
 
     Raises:
         ValueError, TypeError: as :func:`jointbert.refine`. RuntimeError: a CUDA error.
     """
     check_units(options.units)
-    permutation = skeleton.resolve_order(options.order)
+    permutation = NYU14.resolve_order(options.order)
     backend.check_process()
     given, library = read(joints, "joints")
     check_device_joints(given.shape, given.dtype)
