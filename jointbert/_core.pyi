@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 class Refiner:
-    """A refiner's weights, packed for one instruction set. Nothing changes after construction: threads may share one.
+    """A refiner's weights, packed for one instruction set. Constant after construction: threads may share one.
 
     Args:
         weights: the state dict of ``jointbert.models.refiner.JointRefiner``; float32, any number of layers, copied.
@@ -43,7 +43,7 @@ class Refiner:
             threads: at most so many work on the batch; the result does not depend on it.
 
         Returns:
-            The fields of ``jointbert.backends.base.Result``: refined joints ``(N, 14, 3)`` in the dtype, order and unit of
+            The fields of ``jointbert.contract.Result``: refined joints ``(N, 14, 3)`` in the dtype, order and unit of
             ``joints``; their expected Euclidean error ``(N, 14)`` in the user's unit; status ``(N,)``; size ``(N,)`` and
             chirality ``(N,)`` in millimetres. A frame that is not refined comes back bit for bit.
 
@@ -53,7 +53,7 @@ class Refiner:
         """
 
     def forward(self, features: np.ndarray, threads: int = 1) -> NDArray[np.float32]:
-        """The network alone: ``(N, 14, 8)`` float32 features to ``(N, 14, 4)`` outputs (``jointbert.backends.layout``).
+        """The network alone: ``(N, 14, 8)`` float32 features to ``(N, 14, 4)`` outputs (``jointbert.contract.layout``).
 
         Raises:
             TypeError, ValueError: as :meth:`run`.
@@ -70,7 +70,7 @@ class Refiner:
 class SequenceRefiner:
     """The second stage on top of a refiner: for sequences, streams and persons whose bone lengths are known.
 
-    It runs on the refiner's instruction set and keeps it alive. Nothing changes after construction: threads may share one.
+    It runs on the refiner's instruction set and keeps it alive. Constant after construction: threads may share one.
 
     Args:
         refiner: the first stage.
@@ -134,8 +134,9 @@ class SequenceRefiner:
 
         Returns:
             ``(9,)`` median lengths of ``RIGID_BONES`` after the first stage, in millimetres, of an even number the lower
-            median, NaN where fewer than ``KNOWN_FRAMES`` frames tell; how many told, ``(9,)``: those that were refined and
-            have both ends observed; and status, size and chirality ``(N,)`` of the frames, as :meth:`Refiner.run`.
+            median, NaN where fewer than ``KNOWN_FRAMES`` frames measured one; ``(9,)`` counts of the frames that
+            measured each, refined ones with both ends observed; and status, size and chirality ``(N,)`` of the frames, as
+            :meth:`Refiner.run`.
         """
 
     def stream(
@@ -145,8 +146,9 @@ class SequenceRefiner:
         mirror: bool,
         lengths_mm: np.ndarray | None,
         look_ahead: int,
-    ) -> Stream:
-        """A sequence that will come frame by frame; arguments and errors as :meth:`run`, ``mirror`` for all frames."""
+    ) -> OnlineSequence:
+        """Online refinement of a sequence, frame by frame. Arguments and errors are those of :meth:`run`; ``mirror`` holds
+        for all frames."""
 
     def forward(self, hidden: np.ndarray, features: np.ndarray, threads: int = 1) -> NDArray[np.float32]:
         """The second network alone: hidden states ``(N, 14, 128)`` and features ``(N, 14, 63)``, both float32, to outputs
@@ -164,12 +166,12 @@ class SequenceRefiner:
     def layers(self) -> int:
         """The number of layers of the second stage."""
 
-class Stream:
-    """One sequence that is refined while it comes: see :meth:`SequenceRefiner.stream`.
+class OnlineSequence:
+    """Online refinement of one sequence: see :meth:`SequenceRefiner.stream`.
 
     A frame is refined from up to ``REACH`` frames before it, ``look_ahead`` frames after it, and the bone lengths and
-    roughness of those of the last ``HISTORY_FRAMES`` frames that no cut divides from it. Memory does not grow. Calls from
-    several threads come one after the other; the interpreter's lock is released meanwhile.
+    roughness of those of the last ``HISTORY_FRAMES`` frames that no cut divides from it. Memory does not grow. A mutex
+    serialises calls from several threads; the interpreter's lock is released meanwhile.
     """
 
     def push(
@@ -179,10 +181,10 @@ class Stream:
         confidence: np.ndarray | None = None,
         error_mm: np.ndarray | None = None,
     ) -> tuple[np.ndarray, NDArray[np.float32], int, float, float] | None:
-        """Takes the next frame and gives the refined one ``look_ahead`` frames before it; None as long as there is none.
+        """Takes the next frame. Returns the refined frame ``look_ahead`` frames before it, or None if there is none.
 
         Args:
-            joints: ``(14, 3)`` float32 or float64, in the stream's order and unit; a non-finite joint is missing.
+            joints: ``(14, 3)`` float32 or float64, in the sequence's order and unit; a non-finite joint is missing.
             visible: ``(14,)`` bool; None: all.
             confidence, error_mm: ``(14,)`` float32; NaN or None: unknown.
 
@@ -191,12 +193,12 @@ class Stream:
             came, sigma ``(14,)``, status, size and chirality. A frame that is not refined comes back bit for bit.
 
         Raises:
-            TypeError, ValueError: an argument of another type, dtype or shape. The stream stays as it was.
+            TypeError, ValueError: an argument of another type, dtype or shape. The sequence stays as it was.
         """
 
     def flush(self) -> list[tuple[np.ndarray, NDArray[np.float32], int, float, float]]:
-        """Ends the sequence: gives the frames that :meth:`push` has not given, the last ``look_ahead``. The stream is then as
-        new, with the same options."""
+        """Ends the sequence: returns the frames that :meth:`push` has not returned, the last ``look_ahead``. The
+        object is then as new, with the same options."""
 
     def reset(self) -> None:
         """Forgets everything but the options."""
@@ -221,8 +223,7 @@ def run_by(
 def supported_isas() -> list[str]:
     """Instruction sets with a kernel that this machine runs, best first: of "avx512", "avx2", "portable"."""
 
-# The C++ copies of jointbert.skeleton, jointbert.models.refiner.RefinerConfig, jointbert.models.sequence,
-# jointbert.backends.layout and .base.Status
+# The C++ values of the layouts, of RefinerConfig, of the sequence model and of Status; tests compare them with Python's.
 NUM_JOINTS: int
 HEADS: int
 WIDTH: int

@@ -1,9 +1,9 @@
-"""Kernels for NVIDIA GPUs behind device pointers (``csrc/bindings/cuda.cpp``); not in every installation.
+"""Kernels for NVIDIA GPUs and CUDA resources, by device pointers (``csrc/bindings/cuda.cpp``); not in every installation.
 
-Pointers are addresses on the device, 0 where something is not given; ``stream`` is a ``cudaStream_t``. ``element``: 0
-float32, 1 float16, 2 bfloat16. ``number`` (coordinates): 0 float32, 1 float64, 2 float16, 3 bfloat16. ``precision`` (weights):
-0 float16, 1 bfloat16. ``variant``: 0 clusters, 1 a cooperative grid, 2 tiles, -1 what is fastest. ``window``: -1 for none.
-RuntimeError: what CUDA says, by the call's name; ValueError: arguments that no kernel takes.
+Pointers are device addresses, 0 for an argument that is not given; ``stream`` is a ``cudaStream_t``. ``element`` (type of
+heatmaps), ``number`` (type of coordinates), ``precision`` (type of weights) and ``variant`` are codes: see the dicts below.
+``variant`` -1 is the fastest one, ``window`` -1 none. RuntimeError: a CUDA call failed, which the message names; ValueError:
+arguments that no kernel takes. The kernels are compiled for poses of 14 joints and for the refiner's default sizes.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,25 @@ from typing import Any
 
 import numpy as np
 
-ARCHITECTURES: str
+ARCHITECTURES: str  # that the kernels were compiled for
+
+# Sizes that the kernels are compiled for, as jointbert._core's.
+NUM_JOINTS: int
+HEADS: int
+WIDTH: int
+FFN: int
+FEATURES: int
+OUTPUTS: int
+CHUNKS: int  # parts of a layer's weights: 8 attention heads, 8 times 32 columns of the feed-forward network
+CHUNK_INNER: int  # inner biases of a chunk
+CHUNK_OUTER: int  # output biases of a chunk
+MAX_HEATMAP: int  # pixels, either side
+
+# Codes by name.
+NUMBERS: dict[str, int]  # float32, float64, float16, bfloat16
+ELEMENTS: dict[str, int]  # float32, float16, bfloat16
+PRECISIONS: dict[str, int]  # f16, bf16
+VARIANTS: dict[str, int]  # cluster, grid, tiles
 
 def devices() -> tuple[int, str]: ...
 def soft_argmax(

@@ -13,7 +13,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- GPU figures: scripts/gpu_figures.py writes them -->\n", "<!-- end of GPU figures -->\n"
-NOTHING = "Not yet measured: no GPU was at hand. What a model of an H100 predicts is [below](#what-a-model-of-an-h100-predicts).\n"
+NOTHING = (
+    "Not yet measured: no GPU was at hand. What a model of an H100 predicts is [below](#what-a-model-of-an-h100-predicts).\n"
+)
 REFINER_BATCHES, HEATMAP_BATCHES = (1, 16, 256, 4096), (1, 256)
 
 
@@ -61,13 +63,13 @@ def in_order(question: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(question["rows"], key=lambda row: row["batch"])
 
 
-def replaced(readme: str, results: Path) -> str:
+def replaced(page: str, results: Path) -> str:
     """The page with the figures of the results folder.
 
     Raises:
         ValueError: the page has no marks.
     """
-    before, _, rest = readme.partition(BEGIN)
+    before, _, rest = page.partition(BEGIN)
     _, mark, after = rest.partition(END)
     if not mark:
         raise ValueError("docs/gpu.md: the marks of the GPU figures are missing")

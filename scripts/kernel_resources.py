@@ -17,23 +17,25 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+ROOT = Path(__file__).resolve().parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+EMULATION = ROOT / "tests" / "emulation"
 # Shared memory of a processor, and of a block at most, in KiB; threads of a processor.
 PROCESSORS = {"75": (64, 64, 1024), "80": (164, 163, 2048), "86": (100, 99, 1536), "89": (100, 99, 1536)}
 PROCESSORS |= {"90a": (228, 227, 2048), "100": (228, 227, 2048), "120": (100, 99, 1536)}
 LAYERS = 12
-# What lies in dynamic shared memory, by file.
+# Types in dynamic shared memory, by file.
 SIZES = {
-    "refiner.cu": {
+    "refiner/refiner.cu": {
         "tiles1": "TileMemory<1>",
         "tiles2": "TileMemory<2>",
         "split3": "SplitMemory<3>",
         "split4": "SplitMemory<4>",
-        "exchange": "Exchange",
+        "exchange": "PoseExchange",
     },
-    "soft_argmax_depth.cu": {"depth": "Shared"},
+    "heatmaps/soft_argmax_depth.cu": {"depth": "Shared"},
 }
-# The runtime's functions that the files call.
+# The CUDA runtime's functions that the files call.
 RUNTIME = """
 extern "C" {
 cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -46,7 +48,7 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { ret
 
 
 class Kernel(NamedTuple):
-    """What the compiler says of one."""
+    """What the compiler reports of one."""
 
     name: str
     registers: int
@@ -65,7 +67,7 @@ def main(arch: Annotated[str, typer.Option(help=f"One of {', '.join(PROCESSORS)}
         sizes = measure(compiler, Path(nvcc), Path(folder))
         said = "".join(
             compile_kernels(nvcc, CUDA / source, arch, Path(folder))
-            for source in ("refiner.cu", "soft_argmax.cu", "soft_argmax_depth.cu")
+            for source in ("refiner/refiner.cu", "heatmaps/soft_argmax.cu", "heatmaps/soft_argmax_depth.cu")
         )
     print("\n".join(table(kernels_in(said, arch), sizes, arch)))
 
@@ -84,19 +86,19 @@ def table(kernels: list[Kernel], sizes: dict[str, int], arch: str) -> list[str]:
         blocks = min(of_registers, (shared_kib << 10) // (shared + 1024), threads // block)
         count, of = barriers(kernel.name)
         spilled = f"{kernel.stored}, {kernel.loaded}" if kernel.stored or kernel.loaded else "0"
-        meet = f"{count} of {of}"
-        lines.append(f"| {kernel.name} | {block} | {kernel.registers} | {shared:,} | {spilled} | {blocks} | {meet} |")
+        barrier = f"{count} of {of}"
+        lines.append(f"| {kernel.name} | {block} | {kernel.registers} | {shared:,} | {spilled} | {blocks} | {barrier} |")
     return lines
 
 
 def measure(compiler: str, nvcc: Path, folder: Path) -> dict[str, int]:
-    """Sizes of what lies in dynamic shared memory."""
+    """Sizes of the types in dynamic shared memory."""
     dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null"], capture_output=True, text=True, check=False)
     top = next(line.removeprefix("#$ TOP=").strip() for line in dry.stderr.splitlines() if line.startswith("#$ TOP="))
-    where = ["-isystem", f"{top}/include", "-I", str(CUDA)]
+    where = ["-isystem", f"{top}/include", "-I", str(CUDA), "-I", str(EMULATION)]
     found = {}
     for file, types in SIZES.items():
-        source, program = folder / f"{file}.cpp", folder / "sizes"
+        source, program = folder / "sizes.cpp", folder / "sizes"
         lines = "".join(f'std::printf("{name} %zu\\n", sizeof(jointbert::cuda::{kind}));\n' for name, kind in types.items())
         source.write_text(f'#include "{file}"\nint main() {{\n{lines}}}\n{RUNTIME}')
         subprocess.run([compiler, "-std=c++17", "-w", *where, str(source), "-o", str(program)], check=True)
@@ -106,7 +108,7 @@ def measure(compiler: str, nvcc: Path, folder: Path) -> dict[str, int]:
 
 
 def compile_kernels(nvcc: str, source: Path, arch: str, folder: Path) -> str:
-    """What the compilers say of a file."""
+    """The compilers' output for a file."""
     command = [nvcc, "-std=c++17", "-O3", "-Xptxas=-v", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-c", str(source)]
     done = subprocess.run([*command, "-o", str(folder / "o")], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -115,8 +117,8 @@ def compile_kernels(nvcc: str, source: Path, arch: str, folder: Path) -> str:
 
 
 def kernels_in(said: str, arch: str) -> list[Kernel]:
-    """The kernels of one architecture in what the compilers said; of those that differ by type alone, float16's
-    (and where float32 takes another way, its own)."""
+    """The kernels of one architecture in the compilers' output: of those that differ by type alone float16's, and
+    float32's where its code differs."""
     found = []
     for part in said.split("Compiling entry function")[1:]:
         entry, registers = re.search(r"'(\S+)' for 'sm_(\w+)'", part), re.search(r"Used (\d+) registers", part)
@@ -137,7 +139,7 @@ def kernels_in(said: str, arch: str) -> list[Kernel]:
 
 
 def shape(name: str, sizes: dict[str, int], block_bytes: int) -> tuple[int, int | None]:
-    """Threads, and dynamic shared memory (None: more than there is)."""
+    """Threads, and bytes of dynamic shared memory (None: more than a block can have)."""
     if name.startswith("tiles"):
         memory = sizes[f"tiles{name[6]}"]
         return 256, memory if memory <= block_bytes else None
@@ -152,7 +154,7 @@ def shape(name: str, sizes: dict[str, int], block_bytes: int) -> tuple[int, int 
 
 
 def barriers(name: str, layers: int = LAYERS) -> tuple[int, str]:
-    """How often those meet that wait for each other, and who they are; tests count them (tests/cuda)."""
+    """How many barriers a kernel has, and of which threads; tests count them (tests/cuda)."""
     halves = 2 * layers
     if name.startswith("tiles"):
         return 8 * halves + halves, "a block"

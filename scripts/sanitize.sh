@@ -56,11 +56,6 @@ PLUGIN
 #    because the runtime looks up the function behind `throw` when it is loaded, which is before the module brings libstdc++.
 #    LSan is off: an interpreter keeps much memory until it ends, and says so.
 preload="$("$cxx" -print-file-name=libasan.so) $("$cxx" -print-file-name=libstdc++.so)"
-tests=()
-for file in tests/backends/test_native.py tests/backends/test_native_sequence.py tests/test_malformed.py tests/test_refine.py \
-  tests/test_sequence.py; do
-  if [ -e "$work/package/$file" ]; then tests+=("$file"); fi
-done
 
 # 5. A finding ends the process at once with an exit status of its own: neither a test's `raises` nor pytest can swallow it. The
 #    report goes to the process's own stderr, which pytest keeps to itself unless it captures Python's alone.
@@ -71,16 +66,14 @@ sanitized() {
     UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:exitcode=99 \
     "$python" -m pytest -p imported_from -p no:cacheprovider --capture=sys "$@"
 }
-sanitized "${tests[@]}" >"$work/native.log" 2>&1 & # beside the next: both are one thread's work
+sanitized -m sanitize tests/runtimes tests/inputs tests/weights tests/test_refine.py tests/test_refine_mistakes.py \
+  tests/test_sequence.py >"$work/native.log" 2>&1 & # beside the next: both are one thread's work
 native=$!
 
-# 6. The GPU's kernels, compiled for the host with the sanitizers, too; skipped where there are no CUDA headers. Every kernel once,
-#    and every type of value: threads as fibers are slow here.
+# 6. The GPU's kernels, compiled for the host with the sanitizers, too; skipped where there are no CUDA headers. The marker
+#    `sanitize` selects small cases, since the emulator is slow here: every kernel and every type of value.
 export JOINTBERT_HOST_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
-sanitized tests/cuda/test_soft_argmax_host.py -k "not dropped and (33-97 or 60-80-False-dtype1 or 7-5 or valid or aligned or (backward and 9-13))"
-sanitized tests/cuda/test_soft_argmax_depth_host.py -k "twins and (19 or 17 or 33) or valid or aligned or anything"
-sanitized tests/cuda/test_refiner_host.py -k "twin or any_type or bfloat16_coordinates or device or (full and 9)"
-sanitized tests/cuda/test_played_gpu.py -k "numpy_in or stay_there or session and not while or capture and not within or heatmaps or graph_keeps"
+sanitized tests/cuda -m sanitize
 status=0
 wait "$native" || status=$?
 cat "$work/native.log"

@@ -5,18 +5,30 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # Before numpy and torch read it: threads of several workers that wait for each other's cores take many times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+import hypothesis
 import numpy as np
 import pytest
 
 import jointbert
 from jointbert.contract.layout import LAYOUT, SEQUENCE_FEATURES, SEQUENCE_LAYOUT
 from jointbert.weights import fingerprint, sequence_tensor_shapes, tensor_shapes
+from tests.support.once import once
 
 DATA = Path(os.environ.get("JOINTBERT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run tests marked `full`, and others at their full sizes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.register_profile("commit", max_examples=40, deadline=None)
+    hypothesis.settings.register_profile("full", max_examples=400, deadline=None)
+    hypothesis.settings.load_profile("full" if config.getoption("--full") else "commit")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -82,6 +94,16 @@ def sequence_weights(random_weights: Path, tmp_path_factory: pytest.TempPathFact
     metadata = {"layout": SEQUENCE_LAYOUT, "first_stage": fingerprint(load_file(path)), "name": "random"}
     save_file(tensors, path.with_name("both-sequence.safetensors"), metadata | {k: str(v) for k, v in sizes.items()})
     return path
+
+
+@pytest.fixture(scope="session")
+def exported(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same refiner as an ONNX file, alone in its folder."""
+    pytest.importorskip("onnxscript")
+    from jointbert.export.onnx import export_refiner
+
+    folder = once(tmp_path_factory, "exported", lambda folder: export_refiner(folder / "refiner.onnx", random_weights))
+    return folder / "refiner.onnx"
 
 
 def _random_tensors(shapes: dict[str, tuple[int, ...]], rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jointbert
 from jointbert import JOINT_NAMES, JointbertWarning, Refined, Refiner, Status
+
+pytestmark = pytest.mark.sanitize
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,6 @@ def test_nothing_is_smeared_over_a_cut(refiner: Refiner, video: np.ndarray) -> N
     np.testing.assert_allclose(out[30:], alone, atol=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     st.tuples(*[st.floats(-300, 300)] * 3),
     st.permutations(range(14)),

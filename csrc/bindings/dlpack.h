@@ -1,4 +1,4 @@
-// Tensors of other libraries by DLPack (version 0, which all of them speak): dmlc.github.io/dlpack.
+// Tensors of other libraries by DLPack, version 0, which all libraries support: dmlc.github.io/dlpack.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -32,8 +32,8 @@ struct Managed {
 };
 constexpr std::int32_t kCuda = 2;
 
-// A capsule's tensor, owned until this is gone: (pointer, shape, strides or None, "f32"-like type, device type, device,
-// owner).
+// Consumes a capsule: (pointer, shape, strides or None, a type such as "f32", device type, device, owner), where the
+// tensor lives as long as the owner.
 inline pybind11::tuple read(pybind11::capsule capsule) {
     namespace py = pybind11;
     if (std::string(capsule.name() ? capsule.name() : "") != "dltensor")
@@ -59,7 +59,7 @@ inline pybind11::tuple read(pybind11::capsule capsule) {
                           kind + std::to_string(t.dtype.bits), t.device.type, t.device.id, owner);
 }
 
-// A capsule for memory that `owner` keeps, in C order.
+// A capsule for an array in C order, whose memory `owner` keeps.
 inline pybind11::capsule write(std::uintptr_t data, const std::vector<std::int64_t>& shape, std::uint8_t code,
                                std::uint8_t bits, int device, const pybind11::object& owner) {
     namespace py = pybind11;
@@ -79,13 +79,13 @@ inline pybind11::capsule write(std::uintptr_t data, const std::vector<std::int64
     kept->managed.context = kept;
     kept->managed.deleter = [](Managed* managed) {
         auto* mine = static_cast<Kept*>(managed->context);
-        if (!Py_IsInitialized()) return;  // the process ends, and whoever had the tensor is late
+        if (!Py_IsInitialized()) return;  // the interpreter has ended before the consumer
         const py::gil_scoped_acquire gil;
         Py_DECREF(mine->owner);
         delete mine;
     };
     return py::capsule(&kept->managed, "dltensor", [](PyObject* capsule) {
-        if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // used: whoever did calls the deleter
+        if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // consumed: the consumer calls the deleter
         auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule, "dltensor"));
         managed->deleter(managed);
     });

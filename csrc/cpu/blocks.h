@@ -13,8 +13,8 @@
 
 namespace jointbert {
 
-// Poses that go through a layer together. A layer's weights (0.5 MB) and 16 poses' streams (0.1 MB) fit in a core's L2
-// cache.
+// Poses that go through a layer together. A layer's weights (0.5 MB) and 16 poses' residuals (0.1 MB) fit in a core's
+// L2 cache.
 constexpr std::size_t kPosesPerBlock = 16;
 
 // Starting a thread costs about as much as a tenth of a pose, and a thread should be worth it.
@@ -23,14 +23,14 @@ constexpr std::size_t kPosesPerThread = 4;
 // A larger number is a mistake, which should not cost its memory.
 constexpr std::size_t kMaxThreads = 256;
 
-// A pose's residual stream.
-struct alignas(64) Hidden {
+// A pose's hidden states: the residual, [14, 128].
+struct alignas(64) HiddenState {
     float values[kJoints * kWidth];
 };
 
 // Calls work(scratch, begin, end) for blocks that cover [0, count), on up to `threads` threads, this one included.
-// Blocks go to whichever thread is free, so that one slowed down by other programs does not hold up the rest. A thread
-// has a Scratch of its own, which is made of the number of poses in a block.
+// Each thread takes the next block when it is free, so that a thread that other programs slow down does not delay the
+// rest. Each thread has its own Scratch, constructed from the number of poses in a block.
 template <class Scratch, class Work>
 void for_blocks(std::size_t count, std::size_t threads, const Work& work) {
     if (count == 0) return;
@@ -51,7 +51,7 @@ void for_blocks(std::size_t count, std::size_t threads, const Work& work) {
     try {
         for (std::size_t i = 1; i < threads; ++i) others.emplace_back(run, std::ref(scratch[i]));
     } catch (const std::system_error&) {
-        // The system gives no more threads: those that there are do the work.
+        // The system has no more threads: those that were started do the work.
     }
     run(scratch[0]);
     for (std::thread& other : others) other.join();

@@ -1,12 +1,12 @@
-// The tensor contract and the sizes: the C++ copy of jointbert/backends/layout.py and of RefinerConfig's defaults.
-// The module exports every value, and a test holds them against the Python side.
+// The tensor contract and the model's sizes, as Python's layouts and RefinerConfig have them. jointbert._core exports
+// every value, and a test compares them with Python's.
 #pragma once
 
 #include <cstddef>
 
 namespace jointbert {
 
-constexpr std::size_t kJoints = 14;
+constexpr std::size_t kJoints = 14;  // the kernels are written for the 14 joints of NYU's protocol
 
 // Sizes the kernels are compiled for; only the number of layers is read from the weights.
 constexpr std::size_t kHeads = 8;
@@ -39,7 +39,7 @@ constexpr std::size_t kKnownFrames = 8;
 constexpr std::size_t kHistoryFrames = 512;
 constexpr double kRoughnessFloorMm = 0.1;
 
-// jointbert.backends.base.Status
+// Python's Status.
 enum class Status : unsigned char { kRefined = 0, kTooFewJoints = 1, kNotAHand = 2 };
 
 }  // namespace jointbert

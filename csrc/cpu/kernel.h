@@ -1,4 +1,4 @@
-// The seam between the library and its kernels: packed weights in, features in, outputs out.
+// The interface between the library and its kernels: packed weights and features in, outputs out.
 //
 // A kernel's source is compiled once per instruction set, with that set's compiler flags. This header is all that those
 // translation units share with the rest, so it holds plain data only: an inline function here would be compiled with
@@ -69,17 +69,17 @@ struct Kernel {
     const char* isa;
     std::size_t panel;  // columns of a weight panel
 
-    // Runs the network on `poses` poses: features [poses, 14, 8] to outputs [poses, 14, 4]. The caller lends `stream`,
-    // [poses, 14, 128] floats. Layers are outermost: a layer's 0.5 MB of weights comes from memory once for all poses,
-    // so give it as many poses as the cache holds beside a layer. A pose's result does not depend on its neighbours.
-    // Afterwards `stream` holds the hidden states: what the last layer left, before the final norm.
-    void (*forward)(const NetworkWeights& weights, const float* features, std::size_t poses, float* stream,
+    // Runs the network on `poses` poses: features [poses, 14, 8] to outputs [poses, 14, 4]. The caller provides
+    // `residual`, [poses, 14, 128] floats. Layers are outermost: a layer's 0.5 MB of weights comes from memory once for
+    // all poses, so give it as many poses as the cache holds beside a layer. A pose's result does not depend on its
+    // neighbours. Afterwards `residual` holds the hidden states: the last layer's output, before the final norm.
+    void (*forward)(const NetworkWeights& weights, const float* features, std::size_t poses, float* residual,
                     float* outputs);
 
-    // Runs the second stage: features [poses, 14, 63] and the first stage's hidden states, which lie in `stream` and
-    // are not there afterwards, to outputs [poses, 14, 4].
+    // Runs the second stage: features [poses, 14, 63] and the first stage's hidden states, which lie in `residual`
+    // and are overwritten, to outputs [poses, 14, 4].
     void (*forward_sequence)(const SequenceNetworkWeights& weights, const float* features, std::size_t poses,
-                             float* stream, float* outputs);
+                             float* residual, float* outputs);
 };
 
 namespace avx512 {

@@ -26,7 +26,7 @@ constexpr int J = kJoints;
 constexpr int D = kWidth;
 constexpr int kKeys = 16;  // joints, filled up to whole vectors
 
-// Floats from a weight in use to the one that is fetched meanwhile. The stream of weights is longer than the L2 cache
+// Floats from a weight in use to the one that is fetched meanwhile. The weights are larger than the L2 cache
 // when poses come one by one, and the hardware's own reading ahead stops at every page; 2 to 8 KB ahead measured alike,
 // 16 KB and none slower.
 constexpr int kReadAhead = 1024;
@@ -238,7 +238,7 @@ JOINTBERT_INLINE void attend(const float* qkv, float* out) {
             [&](int row, int v, Vec sum) { store(out + row * D + column + v * kLanes, sum); });
 }
 
-// One layer on one pose's residual stream x, [14, 128].
+// One layer on one pose's residual x, [14, 128].
 void run_layer(const LayerWeights& layer, float* x) {
     alignas(64) float normed[J * D], wide[J * 3 * D];
     const auto add_to_x = [&](const float* bias) {
@@ -263,7 +263,7 @@ void run_layer(const LayerWeights& layer, float* x) {
     multiply<FFN, D>(wide, layer.fc2, add_to_x(layer.fc2_bias));
 }
 
-// Features [14, 8] to the residual stream x [14, 128]. The fourth feature is `observed`.
+// Features [14, 8] to the residual x [14, 128]. The fourth feature is `observed`.
 void embed(const EndWeights& ends, const float* features, float* x) {
     multiply<int(kFeatures), D>(features, ends.embed, [&](int row, int column, Vec sum) {
         const int at = row * D + column;
@@ -284,12 +284,12 @@ void embed_sequence(const SequenceEndWeights& ends, const float* features, float
     });
 }
 
-void run_layers(const LayerWeights* layers, std::size_t layer_count, std::size_t poses, float* stream) {
+void run_layers(const LayerWeights* layers, std::size_t layer_count, std::size_t poses, float* residual) {
     for (std::size_t i = 0; i < layer_count; ++i)
-        for (std::size_t p = 0; p < poses; ++p) run_layer(layers[i], stream + p * kJoints * kWidth);
+        for (std::size_t p = 0; p < poses; ++p) run_layer(layers[i], residual + p * kJoints * kWidth);
 }
 
-// The residual stream x [14, 128] to outputs [14, 4], the corrections times gain(joint).
+// The residual x [14, 128] to outputs [14, 4], the corrections times gain(joint).
 template <class Gain>
 JOINTBERT_INLINE void read_out(const OutputWeights& weights, const float* x, float* outputs, const Gain& gain) {
     alignas(64) float normed[J * D], panel[J * kPanel];
@@ -302,26 +302,26 @@ JOINTBERT_INLINE void read_out(const OutputWeights& weights, const float* x, flo
             outputs[row * int(kOutputs) + i] = panel[row * kPanel + i] * (i < 3 ? gain(row) : 1.0f);
 }
 
-void forward(const NetworkWeights& weights, const float* features, std::size_t poses, float* stream, float* outputs) {
+void forward(const NetworkWeights& weights, const float* features, std::size_t poses, float* residual, float* outputs) {
     const EndWeights& ends = *weights.ends;
     for (std::size_t p = 0; p < poses; ++p)
-        embed(ends, features + p * kJoints * kFeatures, stream + p * kJoints * kWidth);
-    run_layers(weights.layers, weights.layer_count, poses, stream);
+        embed(ends, features + p * kJoints * kFeatures, residual + p * kJoints * kWidth);
+    run_layers(weights.layers, weights.layer_count, poses, residual);
     for (std::size_t p = 0; p < poses; ++p) {
         const float* pose = features + p * kJoints * kFeatures;
-        read_out(ends.output, stream + p * kJoints * kWidth, outputs + p * kJoints * kOutputs,
+        read_out(ends.output, residual + p * kJoints * kWidth, outputs + p * kJoints * kOutputs,
                  [&](int row) { return pose[row * int(kFeatures) + 3] > 0.5f ? ends.output.gain : 1.0f; });
     }
 }
 
-void forward_sequence(const SequenceNetworkWeights& weights, const float* features, std::size_t poses, float* stream,
+void forward_sequence(const SequenceNetworkWeights& weights, const float* features, std::size_t poses, float* residual,
                       float* outputs) {
     const SequenceEndWeights& ends = *weights.ends;
     for (std::size_t p = 0; p < poses; ++p)
-        embed_sequence(ends, features + p * kJoints * kSequenceFeatures, stream + p * kJoints * kWidth);
-    run_layers(weights.layers, weights.layer_count, poses, stream);
+        embed_sequence(ends, features + p * kJoints * kSequenceFeatures, residual + p * kJoints * kWidth);
+    run_layers(weights.layers, weights.layer_count, poses, residual);
     for (std::size_t p = 0; p < poses; ++p)
-        read_out(ends.output, stream + p * kJoints * kWidth, outputs + p * kJoints * kOutputs,
+        read_out(ends.output, residual + p * kJoints * kWidth, outputs + p * kJoints * kOutputs,
                  [&](int) { return ends.output.gain; });
 }
 

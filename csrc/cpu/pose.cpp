@@ -7,7 +7,8 @@
 namespace jointbert {
 namespace {
 
-// Signed side of the hand in millimetres, negative for a right hand; see chirality in jointbert/backends/torch.py.
+// Signed side of the hand in millimetres, negative for a right hand; the reference implementation is
+// the PyTorch backend's chirality.
 double chirality(const CanonicalPose& pose) {
     for (const int joint : {0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13})
         if (!pose.observed[joint]) return kNan;
@@ -36,7 +37,7 @@ double chirality(const CanonicalPose& pose) {
 
 template <typename T>
 Status encode(const Poses<T>& poses, std::size_t index, CanonicalPose& pose, float* features,
-              const Refined<T>& refined) {
+              const RefinedPoses<T>& refined) {
     const T* given = poses.joints + index * kJoints * 3;
     pose.sign = poses.mirror && poses.mirror[index] ? -1.0 : 1.0;
     std::size_t count = 0;
@@ -107,7 +108,7 @@ void correct(const Points& joints, const float* output, Points& refined) {
 
 template <typename T>
 void decode(const Poses<T>& poses, std::size_t index, const Points& joints, double sign, const float* output,
-            const Refined<T>& refined) {
+            const RefinedPoses<T>& refined) {
     for (std::size_t j = 0; j < kJoints; ++j, output += kOutputs) {
         const std::size_t at = index * kJoints + poses.permutation[j];
         for (int i = 0; i < 3; ++i)
@@ -117,9 +118,10 @@ void decode(const Poses<T>& poses, std::size_t index, const Points& joints, doub
     }
 }
 
-template Status encode(const Poses<float>&, std::size_t, CanonicalPose&, float*, const Refined<float>&);
-template Status encode(const Poses<double>&, std::size_t, CanonicalPose&, float*, const Refined<double>&);
-template void decode(const Poses<float>&, std::size_t, const Points&, double, const float*, const Refined<float>&);
-template void decode(const Poses<double>&, std::size_t, const Points&, double, const float*, const Refined<double>&);
+template Status encode(const Poses<float>&, std::size_t, CanonicalPose&, float*, const RefinedPoses<float>&);
+template Status encode(const Poses<double>&, std::size_t, CanonicalPose&, float*, const RefinedPoses<double>&);
+template void decode(const Poses<float>&, std::size_t, const Points&, double, const float*, const RefinedPoses<float>&);
+template void decode(const Poses<double>&, std::size_t, const Points&, double, const float*,
+                     const RefinedPoses<double>&);
 
 }  // namespace jointbert

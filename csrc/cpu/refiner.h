@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -13,7 +14,7 @@
 
 namespace jointbert {
 
-// Nothing changes after construction and every call has its own scratch memory, so any number of threads may share one.
+// Constant after construction, and each call has its own scratch memory: any number of threads may share one.
 class Refiner {
   public:
     // Throws std::invalid_argument for bad weights (see PackedWeights) and for an instruction set this machine lacks.
@@ -29,27 +30,28 @@ class Refiner {
 
     // Encodes, refines and decodes. T is float or double.
     template <typename T>
-    void run(const Poses<T>& poses, const Refined<T>& refined, std::size_t threads) const;
+    void run(const Poses<T>& poses, const RefinedPoses<T>& refined, std::size_t threads) const;
 
-    // Encodes every pose and runs the network on those that are to be refined; for them it calls, from any of the
-    // threads, done(index, pose, hidden, output) with the hidden states [14, 128] and the output [14, 4]. Of the rest
-    // everything is known, and in `refined`; see encode.
+    // Encodes every pose and runs the network on those that can be refined. For each of these it calls, from any of the
+    // threads, done(index, pose, hidden, output) with the hidden states [14, 128] and the output [14, 4]. `refined` of
+    // the others is complete; see encode.
     template <typename T, class Done>
-    void run_network(const Poses<T>& poses, const Refined<T>& refined, std::size_t threads, const Done& done) const;
+    void run_network(const Poses<T>& poses, const RefinedPoses<T>& refined, std::size_t threads,
+                     const Done& done) const;
 
   private:
     // One thread's memory for a block of poses.
     struct Scratch {
         explicit Scratch(std::size_t poses)
-            : streams(poses),
+            : hidden(poses),
               features(poses * kJoints * kFeatures),
               outputs(poses * kJoints * kOutputs),
               poses(poses),
               indices(poses) {}
 
-        float* stream() { return streams.front().values; }
+        float* residual() { return hidden.front().values; }
 
-        std::vector<Hidden> streams;
+        std::vector<HiddenState> hidden;
         std::vector<float> features, outputs;
         std::vector<CanonicalPose> poses;
         std::vector<std::size_t> indices;
@@ -59,8 +61,16 @@ class Refiner {
     PackedWeights weights_;
 };
 
+// Runs a network on features [poses, 14, 8] of another runtime, into outputs [poses, 14, 4].
+using ExternalNetwork = std::function<void(const float* features, std::size_t poses, float* outputs)>;
+
+// Refiner::run with an external network, which is called once with all poses that can be refined, or not at all where
+// there are none. T is float or double.
+template <typename T>
+void run_external(const Poses<T>& poses, const RefinedPoses<T>& refined, const ExternalNetwork& network);
+
 template <typename T, class Done>
-void Refiner::run_network(const Poses<T>& poses, const Refined<T>& refined, std::size_t threads,
+void Refiner::run_network(const Poses<T>& poses, const RefinedPoses<T>& refined, std::size_t threads,
                           const Done& done) const {
     for_blocks<Scratch>(poses.count, threads, [&](Scratch& scratch, std::size_t begin, std::size_t end) {
         std::size_t count = 0;
@@ -69,9 +79,9 @@ void Refiner::run_network(const Poses<T>& poses, const Refined<T>& refined, std:
             if (encode(poses, i, scratch.poses[count], features, refined) == Status::kRefined)
                 scratch.indices[count++] = i;
         }
-        kernel_.forward(weights_.view(), scratch.features.data(), count, scratch.stream(), scratch.outputs.data());
+        kernel_.forward(weights_.view(), scratch.features.data(), count, scratch.residual(), scratch.outputs.data());
         for (std::size_t i = 0; i < count; ++i)
-            done(scratch.indices[i], scratch.poses[i], scratch.streams[i],
+            done(scratch.indices[i], scratch.poses[i], scratch.hidden[i],
                  scratch.outputs.data() + i * kJoints * kOutputs);
     });
 }

@@ -12,12 +12,12 @@ namespace jointbert {
 // One thread's memory for a block of poses.
 struct SequenceRefiner::Scratch {
     explicit Scratch(std::size_t poses)
-        : streams(poses),
+        : hidden(poses),
           features(poses * kJoints * kSequenceFeatures),
           outputs(poses * kJoints * kOutputs),
           indices(poses) {}
 
-    std::vector<Hidden> streams;
+    std::vector<HiddenState> hidden;
     std::vector<float> features, outputs;
     std::vector<std::size_t> indices;
 };
@@ -28,42 +28,43 @@ SequenceRefiner::SequenceRefiner(std::shared_ptr<const Refiner> first, const std
 void SequenceRefiner::forward(const float* hidden, const float* features, std::size_t poses, float* outputs,
                               std::size_t threads) const {
     for_blocks<Scratch>(poses, threads, [&](Scratch& scratch, std::size_t begin, std::size_t end) {
-        float* stream = scratch.streams.front().values;
-        std::copy(hidden + begin * kJoints * kWidth, hidden + end * kJoints * kWidth, stream);
+        float* residual = scratch.hidden.front().values;
+        std::copy(hidden + begin * kJoints * kWidth, hidden + end * kJoints * kWidth, residual);
         first_->kernel().forward_sequence(weights(), features + begin * kJoints * kSequenceFeatures, end - begin,
-                                          stream, outputs + begin * kJoints * kOutputs);
+                                          residual, outputs + begin * kJoints * kOutputs);
     });
 }
 
 template <typename T>
-void SequenceRefiner::run(const Poses<T>& poses, const SequenceOptions& options, const Refined<T>& refined,
+void SequenceRefiner::run(const Poses<T>& poses, const SequenceOptions& options, const RefinedPoses<T>& refined,
                           std::size_t threads) const {
     const std::size_t count = poses.count;
-    std::vector<Frame> frames(count);  // zeroed: unusable, until the first stage says otherwise
-    const std::unique_ptr<Hidden[]> hidden(new Hidden[count]);
-    first_->run_network(poses, refined, threads,
-                        [&](std::size_t index, const CanonicalPose& pose, const Hidden& state, const float* output) {
-                            Frame& frame = frames[index];
-                            frame.pose = pose;
-                            frame.usable = true;
-                            correct(pose, output, frame.refined);
-                            hidden[index] = state;
-                        });
+    std::vector<Frame> frames(count);  // zeroed: not usable until the first stage has refined it
+    const std::unique_ptr<HiddenState[]> hidden(new HiddenState[count]);
+    first_->run_network(
+        poses, refined, threads,
+        [&](std::size_t index, const CanonicalPose& pose, const HiddenState& state, const float* output) {
+            Frame& frame = frames[index];
+            frame.pose = pose;
+            frame.usable = true;
+            correct(pose, output, frame.refined);
+            hidden[index] = state;
+        });
 
     std::vector<Traits> known;  // of each segment
     if (options.alone) {
         known.push_back(kUnknown);
     } else {
         Cuts cuts;
-        std::vector<Traits> told(count);
+        std::vector<Traits> frame_traits(count);
         for (std::size_t t = 0; t < count; ++t) {
             frames[t].segment = cuts.next(frames[t]);
-            told[t] = traits(frames[t], t >= 1 ? &frames[t - 1] : nullptr, t >= 2 ? &frames[t - 2] : nullptr);
+            frame_traits[t] = traits(frames[t], t >= 1 ? &frames[t - 1] : nullptr, t >= 2 ? &frames[t - 2] : nullptr);
         }
         for (std::size_t begin = 0, end; begin < count; begin = end) {
             end = begin + 1;
             while (end < count && frames[end].segment == frames[begin].segment) ++end;
-            known.push_back(typical(&told[begin], end - begin));
+            known.push_back(typical(&frame_traits[begin], end - begin));
         }
     }
     for (Traits& segment : known) set_lengths(options.lengths_mm, segment);
@@ -78,10 +79,10 @@ void SequenceRefiner::run(const Poses<T>& poses, const SequenceOptions& options,
                 if (frames[i].segment == frames[t].segment) around[kReach + i - t] = &frames[i];
             sequence_features(around, known[frames[t].segment],
                               scratch.features.data() + size * kJoints * kSequenceFeatures);
-            scratch.streams[size] = hidden[t];
+            scratch.hidden[size] = hidden[t];
             scratch.indices[size++] = t;
         }
-        first_->kernel().forward_sequence(weights(), scratch.features.data(), size, scratch.streams.front().values,
+        first_->kernel().forward_sequence(weights(), scratch.features.data(), size, scratch.hidden.front().values,
                                           scratch.outputs.data());
         for (std::size_t i = 0; i < size; ++i) {
             const std::size_t t = scratch.indices[i];
@@ -94,26 +95,27 @@ void SequenceRefiner::run(const Poses<T>& poses, const SequenceOptions& options,
 }
 
 template <typename T>
-Calibration SequenceRefiner::calibrate(const Poses<T>& poses, const Refined<T>& refined, std::size_t threads) const {
-    std::vector<Traits> told(poses.count, kUnknown);
+Calibration SequenceRefiner::calibrate(const Poses<T>& poses, const RefinedPoses<T>& refined,
+                                       std::size_t threads) const {
+    std::vector<Traits> frame_traits(poses.count, kUnknown);
     first_->run_network(poses, refined, threads,
-                        [&](std::size_t index, const CanonicalPose& pose, const Hidden&, const float* output) {
+                        [&](std::size_t index, const CanonicalPose& pose, const HiddenState&, const float* output) {
                             Frame frame{pose, {}, 0, true};
                             correct(pose, output, frame.refined);
-                            told[index] = traits(frame, nullptr, nullptr);
+                            frame_traits[index] = traits(frame, nullptr, nullptr);
                         });
-    Calibration result{typical(told.data(), told.size()).lengths, {}};
-    for (const Traits& frame : told)
+    Calibration result{typical(frame_traits.data(), frame_traits.size()).lengths, {}};
+    for (const Traits& frame : frame_traits)
         for (std::size_t bone = 0; bone < kRigidBoneCount; ++bone)
             result.counts[bone] += !std::isnan(frame.lengths[bone]);
     return result;
 }
 
-template void SequenceRefiner::run(const Poses<float>&, const SequenceOptions&, const Refined<float>&,
+template void SequenceRefiner::run(const Poses<float>&, const SequenceOptions&, const RefinedPoses<float>&,
                                    std::size_t) const;
-template void SequenceRefiner::run(const Poses<double>&, const SequenceOptions&, const Refined<double>&,
+template void SequenceRefiner::run(const Poses<double>&, const SequenceOptions&, const RefinedPoses<double>&,
                                    std::size_t) const;
-template Calibration SequenceRefiner::calibrate(const Poses<float>&, const Refined<float>&, std::size_t) const;
-template Calibration SequenceRefiner::calibrate(const Poses<double>&, const Refined<double>&, std::size_t) const;
+template Calibration SequenceRefiner::calibrate(const Poses<float>&, const RefinedPoses<float>&, std::size_t) const;
+template Calibration SequenceRefiner::calibrate(const Poses<double>&, const RefinedPoses<double>&, std::size_t) const;
 
 }  // namespace jointbert

@@ -1,4 +1,4 @@
-// The second stage on CPU: sequences, single frames of a known person, and what their bones measure.
+// The second stage on CPU: sequences, single frames of a known person, and measurement of a person's bones.
 #pragma once
 
 #include <array>
@@ -15,17 +15,17 @@
 namespace jointbert {
 
 struct SequenceOptions {
-    BoneLengths lengths_mm;               // the person's, where they are known beforehand
+    BoneLengths lengths_mm;               // the person's, NaN where they are to be measured
     std::size_t look_behind, look_ahead;  // in frames; at most kReach
-    bool alone;  // the frames are no sequence: none looks at another, and only what is given is known of the person
+    bool alone;  // frames stand alone: none uses another, and only the given lengths are known of the person
 };
 
 struct Calibration {
     BoneLengths lengths_mm;
-    std::array<std::size_t, kRigidBoneCount> counts;  // frames that tell
+    std::array<std::size_t, kRigidBoneCount> counts;  // frames in which each length was measured
 };
 
-// As with Refiner, nothing changes after construction.
+// Constant after construction, as Refiner.
 class SequenceRefiner {
   public:
     // Runs on the first stage's instruction set. Throws std::invalid_argument for bad weights.
@@ -41,13 +41,13 @@ class SequenceRefiner {
 
     // Both stages. The result does not depend on the number of threads.
     template <typename T>
-    void run(const Poses<T>& poses, const SequenceOptions& options, const Refined<T>& refined,
+    void run(const Poses<T>& poses, const SequenceOptions& options, const RefinedPoses<T>& refined,
              std::size_t threads) const;
 
-    // Median bone lengths after the first stage, of frames of one person in any order. Of `refined` only what encode
-    // knows is filled in.
+    // Median bone lengths after the first stage, of frames of one person in any order. Of `refined` it fills the fields
+    // that encode fills.
     template <typename T>
-    Calibration calibrate(const Poses<T>& poses, const Refined<T>& refined, std::size_t threads) const;
+    Calibration calibrate(const Poses<T>& poses, const RefinedPoses<T>& refined, std::size_t threads) const;
 
   private:
     struct Scratch;

@@ -16,7 +16,7 @@ std::string text(const Shape& shape) {
     return s + (shape.size() == 1 ? ",)" : ")");
 }
 
-// Takes tensors out of the state dict one by one, so that what remains is what nobody knows.
+// Takes tensors out of the state dict one by one, so that unknown tensors remain.
 class Reader {
   public:
     explicit Reader(const std::map<std::string, Tensor>& tensors) : tensors_(tensors) {

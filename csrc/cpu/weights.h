@@ -10,7 +10,7 @@
 
 namespace jointbert {
 
-// A float32 tensor in C order, owned by somebody else.
+// A float32 tensor in C order, which the caller owns.
 struct Tensor {
     const float* data;
     std::vector<std::size_t> shape;

@@ -11,15 +11,15 @@ from typing import NamedTuple
 from jointbert.contract.heatmap import MAX_HEATMAP
 from jointbert.cuda.module import call, load_module
 
-ELEMENTS = {"float32": 0, "float16": 1, "bfloat16": 2}
-"""Types of heatmap values, with their codes in ``csrc/cuda/heatmaps``."""
+ELEMENTS = ("float32", "float16", "bfloat16")
+"""Types of heatmap values that the kernels take."""
 
 
 class Heatmaps(NamedTuple):
     """Heatmaps on a GPU: ``(poses, 14, height, width)``, or ``(poses, height, width, 14)`` if ``channels_last``."""
 
     address: int
-    dtype: str  # a key of ELEMENTS
+    dtype: str  # one of ELEMENTS
     poses: int
     height: int
     width: int
@@ -28,8 +28,7 @@ class Heatmaps(NamedTuple):
 
     @property
     def arguments(self) -> tuple[int, ...]:
-        """The native functions' arguments: address, type code, poses, height, width."""
-        return self.address, ELEMENTS[self.dtype], self.poses, self.height, self.width
+        return self.address, load_module().ELEMENTS[self.dtype], self.poses, self.height, self.width
 
 
 class Peak(NamedTuple):

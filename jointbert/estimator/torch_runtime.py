@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from jointbert.contract import Weights
 from jointbert.contract.layout import NUM_JOINTS
 from jointbert.cuda.arrays import read
+from jointbert.cuda.module import load_module
 from jointbert.estimator.result import Estimated
 from jointbert.models.estimator import Estimate, HandPoseEstimator
 from jointbert.models.operators import has_kernels
 from jointbert.models.refiner import JointRefiner, Layer, float_tensors
 from jointbert.models.regression import LinearDepth
 from jointbert.runtimes.cuda import CudaBackend, DeviceBatch
-from jointbert.runtimes.cuda.packing import compiled_for
+from jointbert.runtimes.cuda.packing import KernelSizes
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _MAX_GRAPHS = 8
@@ -121,7 +122,7 @@ class OneLaunch:
     @staticmethod
     def fits(refiner: JointRefiner) -> bool:
         """Whether this installation has kernels for this refiner; warns once if it has no GPU kernels."""
-        return compiled_for(asdict(refiner.config)) and has_kernels()
+        return has_kernels() and KernelSizes.of(load_module()).misfit(asdict(refiner.config)) is None
 
     def __call__(self, joints: Tensor, confidence: Tensor, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``(B, 14, 3)`` mm, ``(B, 14)`` in [0, 1], ``(B,)`` bool: refined joints and sigma ``(B, 14)``, in mm."""

@@ -1,107 +1,119 @@
-"""Kernels built for the host (csrc/cuda/fibers.h), where a CUDA toolkit's headers are found."""
+"""Kernels built for the host, and ``jointbert._cuda`` on the fake CUDA runtime (tests/emulation)."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-from collections.abc import Callable
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-CUDA = ROOT / "csrc" / "cuda"
+import jointbert
+from jointbert import Refiner
+from jointbert.contract.layout import LAYOUT
+from jointbert.cuda import libraries
+from jointbert.cuda.module import load_module
+from jointbert.runtimes.cuda import CudaBackend
+from jointbert.weights import load_weights
+from tests.support.cuda_builds import CSRC, EMULATION, MODULE_SOURCES, ROOT, compile_for_host
+from tests.support.once import once
 
 HostBuild = Callable[..., ctypes.CDLL]
 
 
-def missing(what: str) -> NoReturn:
-    """Skips, or fails where JOINTBERT_NEEDS_NVCC says that CUDA's tools are there."""
-    if os.environ.get("JOINTBERT_NEEDS_NVCC"):
-        pytest.fail(what)
-    pytest.skip(what)
-
-
-def meetings(library: ctypes.CDLL, run: Callable[[], object]) -> tuple[int, int]:
-    """How often a run's blocks meet, and its clusters."""
-    before, after = (ctypes.c_ulong * 2)(), (ctypes.c_ulong * 2)()
-    library.host_meetings(before)
-    run()
-    library.host_meetings(after)
-    return after[0] - before[0], after[1] - before[1]
-
-
-def cuda_include() -> Path | None:
-    """The toolkit's headers: those of nvcc, or where it usually is."""
-    nvcc = shutil.which("nvcc")
-    if nvcc:
-        dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True, check=False)
-        for line in dry.stderr.splitlines():
-            if line.startswith("#$ TOP="):
-                return Path(line.removeprefix("#$ TOP=").strip()) / "include"
-    usual = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
-    return usual if (usual / "cuda_fp16.h").is_file() else None
-
-
 @pytest.fixture(scope="session")
-def compile_for_host(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compiles sources, kernels among them, to a library ``name``.so; skips where that can't be."""
-    include = cuda_include()
-    if include is None:
-        missing("no CUDA toolkit: its headers (cuda_fp16.h) are needed to build kernels for the host")
-    compiler = os.environ.get("CXX") or shutil.which("g++")
-    if compiler is None:
-        missing("no C++ compiler")
-    flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC"]
-    flags += os.environ.get("JOINTBERT_HOST_FLAGS", "").split()  # sanitizers
-    where = ["-isystem", str(include), "-I", str(CUDA)]
+def build_for_host(tmp_path_factory: pytest.TempPathFactory) -> HostBuild:
+    """Compiles a harness of tests/emulation around a kernel file of csrc/cuda, or of a changed copy of csrc, and loads it."""
 
-    def compile_sources(name: str, sources: list[Path], options: list[str]) -> Path:
+    def build(harness: str, kernels: str, csrc: Path = CSRC) -> ctypes.CDLL:
+        name, options = f"{Path(harness).stem}.so", [f'-DSOURCE="{csrc / "cuda" / kernels}"']
+
+        def compile_in(folder: Path) -> None:
+            compile_for_host(folder / name, [EMULATION / harness], options)
+
+        if csrc == CSRC:
+            return ctypes.CDLL(str(once(tmp_path_factory, Path(harness).stem, compile_in) / name))
         folder = tmp_path_factory.mktemp("host")
-        library = folder / f"{name}.so"
-        running = []
-        for source in sources:
-            command = [
-                compiler,
-                *flags,
-                "-x",
-                "c++",
-                *where,
-                *options,
-                "-c",
-                str(source),
-                "-o",
-                str(folder / f"{source.name}.o"),
-            ]
-            running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-        for one in running:
-            _, said = one.communicate()
-            assert one.returncode == 0, said
-        link = [compiler, *flags, "-shared", *(str(folder / f"{source.name}.o") for source in sources), "-o", str(library)]
-        subprocess.run(link, check=True)
-        return library
-
-    return compile_sources
-
-
-@pytest.fixture(scope="session")
-def build_for_host(compile_for_host: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> HostBuild:
-    """Compiles a test's harness around a kernel file (or copies of it and of a file beside it, ``changed``) and loads it."""
-
-    def build(
-        harness: str, kernels: str, change: Callable[[str], str] | None = None, changed: str | None = None
-    ) -> ctypes.CDLL:
-        source = CUDA / kernels
-        if change is not None:
-            folder = tmp_path_factory.mktemp("changed")
-            source = Path(shutil.copy(source, folder))
-            text = (CUDA / (changed or kernels)).read_text()
-            assert change(text) != text
-            (folder / (changed or kernels)).write_text(change(text))
-        folder = Path(__file__).parent
-        return ctypes.CDLL(str(compile_for_host(Path(harness).stem, [folder / harness], [f'-DSOURCE="{source}"'])))
+        compile_in(folder)
+        return ctypes.CDLL(str(folder / name))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """``jointbert._cuda``, its kernels run by the emulator and its CUDA calls answered by the fake runtime."""
+    pybind11 = pytest.importorskip("pybind11")
+    includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    options = ["-fvisibility=hidden", '-DJOINTBERT_CUDA_ARCHS="emulated"', *(f"-isystem{i}" for i in includes)]
+    sources = [*(ROOT / source for source in MODULE_SOURCES), EMULATION / "fake_cuda_runtime.cpp"]
+    folder = once(tmp_path_factory, "emulated", lambda folder: compile_for_host(folder / "_cuda.so", sources, options))
+    path = folder / "_cuda.so"
+    spec = importlib.util.spec_from_file_location("jointbert._cuda", path)
+    assert spec is not None
+    assert spec.loader is not None
+    built = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(built)
+    return built
+
+
+@pytest.fixture
+def gpu(emulated_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
+    """Makes the package use the emulated module, which has one GPU; returns the fake runtime's controls."""
+    monkeypatch.setitem(sys.modules, "jointbert._cuda", emulated_module)
+    monkeypatch.setattr(jointbert, "_cuda", emulated_module, raising=False)
+    monkeypatch.setattr(CudaBackend, "measured_sizes", ())  # the emulator is too slow for thousands of poses
+    load_module.cache_clear()
+    assert emulated_module.__file__ is not None
+    control = ctypes.CDLL(emulated_module.__file__)
+    control.fake_allocations.restype = ctypes.c_long
+    control.fake_event_time.argtypes = (ctypes.c_float,)
+    control.fake_synchronisations.restype = ctypes.c_long
+    control.fake_block_stream.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    control.fake_host_address.argtypes = (ctypes.c_void_p,)
+    yield control
+    control.fake_devices(1, 90, 13000)
+    control.fake_host_address(None)
+    control.fake_fail(b"")
+    control.fake_skip_launches(0)
+    libraries._under_way.clear()
+    libraries._recorded.clear()
+    load_module.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def small(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of one layer: the emulator is slow."""
+    from safetensors.numpy import save_file
+
+    weights = load_weights(random_weights)
+    tensors = {k: v for k, v in weights.tensors.items() if not k.startswith("layers.") or k.startswith("layers.0.")}
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    sizes = {key: str(value) for key, value in (weights.sizes | {"layers": 1}).items()}
+    save_file(tensors, path, metadata={"layout": LAYOUT, "name": "small", **sizes})
+    return path
+
+
+@pytest.fixture
+def refine(small: Path) -> Callable[..., Any]:
+    """``jointbert.refine`` with the small weights."""
+    return partial(jointbert.refine, weights=small)
+
+
+@pytest.fixture
+def make(small: Path) -> Callable[..., Refiner]:
+    """``Refiner`` with the small weights."""
+    return partial(Refiner, small)
+
+
+@pytest.fixture(scope="session")
+def few(poses: np.ndarray) -> np.ndarray:
+    """Five poses."""
+    return poses[:5]

@@ -1,4 +1,4 @@
-"""Backend ``cuda`` on a GPU, against the torch twin in float64."""
+"""Backend ``cuda`` on a GPU, against the torch reference in float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jointbert.cuda.module import load_module  # noqa: E402
 from jointbert.runtimes.cuda import CudaBackend, DeviceBatch, DeviceResult  # noqa: E402
 from jointbert.runtimes.torch import TorchBackend  # noqa: E402
 from jointbert.weights import load_weights  # noqa: E402
-from tests.test_docs import blocks  # noqa: E402
+from tests.support.readme import python_block  # noqa: E402
 
 # Under a sanitizer every launch takes long.
 if os.environ.get("JOINTBERT_MEASURED"):
@@ -43,7 +43,7 @@ def backend(request: pytest.FixtureRequest) -> CudaBackend:
 
 @pytest.fixture(scope="module")
 def many(poses: np.ndarray) -> np.ndarray:
-    """4100 poses, each a little different."""
+    """4100 different poses."""
     rng = np.random.default_rng(0)
     return np.resize(poses, (4100, 14, 3)) + rng.normal(0, 3, (4100, 14, 3))
 
@@ -64,16 +64,16 @@ def on_gpu(backend: CudaBackend, joints: np.ndarray, variant: int = -1) -> tuple
     return library.result(out.joints).cpu().numpy(), library.result(out.sigma).cpu().numpy()
 
 
-@pytest.mark.parametrize("count", [1, 7, 64, 300])
-def test_equals_the_twin(backend: CudaBackend, many: np.ndarray, count: int) -> None:
+@pytest.mark.parametrize("count", [1, pytest.param(7, marks=pytest.mark.sanitize), 64, 300])
+def test_equals_the_reference(backend: CudaBackend, many: np.ndarray, count: int) -> None:
     weights = load_weights()
     batch = Batch(many[:count], np.arange(14, dtype=np.int32), 1.0, None, None, None, None)
     exact = TorchBackend(weights, dtype=torch.float64).run(batch)
     torchs = TorchBackend(weights, dtype=TORCH[backend.precision]).run(batch)
     joints, sigma = on_gpu(backend, many[:count])
-    for mine, name in ((joints, "joints"), (sigma, "sigma")):
+    for found, name in ((joints, "joints"), (sigma, "sigma")):
         right, own = getattr(exact, name), np.abs(getattr(torchs, name) - getattr(exact, name)).max()
-        assert np.abs(mine - right).max() <= 2 * own + 1e-5, name
+        assert np.abs(found - right).max() <= 2 * own + 1e-5, name
 
 
 def test_every_variant_and_batch_gives_the_same_bits(backend: CudaBackend, many: np.ndarray) -> None:
@@ -89,8 +89,9 @@ def test_every_variant_and_batch_gives_the_same_bits(backend: CudaBackend, many:
             assert again[1].tobytes() == sigma[:count].tobytes(), (name, count)
 
 
+@pytest.mark.sanitize
 def test_two_poses_a_warp(backend: CudaBackend, many: np.ndarray) -> None:
-    """More poses than all processors' warps: a kernel of its own."""
+    """More poses than all processors' warps: another kernel."""
     count = 8 * torch.cuda.get_device_properties(0).multi_processor_count + 3
     joints, _ = on_gpu(backend, np.resize(many, (count, 14, 3)), VARIANTS["tiles"])
     few, _ = on_gpu(backend, many[:9], VARIANTS["tiles"])
@@ -112,7 +113,8 @@ def test_tensors_stay_on_the_gpu(poses: np.ndarray, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.sigma.cpu().double().view(6, 14), expected.sigma.double(), rtol=0.05, atol=0.05)
 
 
-def test_what_is_said_of_joints(poses: np.ndarray) -> None:
+@pytest.mark.sanitize
+def test_optional_arguments(poses: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     confidence, visible = rng.random((5, 14)), rng.random((5, 14)) < 0.8
     error, few = rng.uniform(1, 30, (5, 14)), poses[:5]
@@ -128,8 +130,8 @@ def test_what_is_said_of_joints(poses: np.ndarray) -> None:
         refine(torch.from_numpy(few / 1000).cuda(), check=True)
 
 
-def test_the_callers_stream(poses: np.ndarray) -> None:
-    """The launch waits for what its stream does, and for nothing else."""
+def test_it_runs_on_the_current_stream(poses: np.ndarray) -> None:
+    """The launch follows the stream's earlier work, and the host does not wait."""
     refiner = Refiner()
     given = torch.from_numpy(poses[:8]).cuda()
     expected = refiner(given)
@@ -145,7 +147,7 @@ def test_the_callers_stream(poses: np.ndarray) -> None:
     assert torch.equal(found, expected)
 
 
-def test_arguments_from_the_host_wait_for_nothing(poses: np.ndarray) -> None:
+def test_host_arguments_do_not_synchronise(poses: np.ndarray) -> None:
     refiner, few = Refiner(), poses[:4]
     said = {"confidence": np.full((4, 14), 0.7), "error_mm": np.full(14, 9.0), "hand": ["left", "right"] * 2}
     given = torch.from_numpy(few).cuda()
@@ -160,7 +162,7 @@ def test_arguments_from_the_host_wait_for_nothing(poses: np.ndarray) -> None:
 
 @pytest.mark.parametrize("warm", [True, False])
 def test_in_a_graph_of_torchs(poses: np.ndarray, warm: bool) -> None:
-    """The first call, too, which sends the weights and measures: beside the capture."""
+    """The first call, too, which uploads weights and measures during the capture."""
     refiner = Refiner()
     given = torch.from_numpy(poses[:8]).cuda()
     if warm:
@@ -181,11 +183,12 @@ def test_numpy_in_and_out(poses: np.ndarray, many: np.ndarray) -> None:
     np.testing.assert_array_equal(refiner(many[17]), on_the_gpu[17])
 
 
-def test_a_session_records_torch() -> None:
+@pytest.mark.sanitize
+def test_a_session_captures_torch() -> None:
     session = GraphSession({"x": ((16,), "float32")}, {"y": ((4,), "float32")}, rows=64)
     layer = torch.nn.Linear(16, 4).cuda().requires_grad_(False)
     x, y = (torch.as_tensor(a, device="cuda") for a in (session.input("x"), session.output("y")))
-    torch.addmm(layer.bias, x, layer.weight.T, out=y)  # cuBLAS takes its workspace
+    torch.addmm(layer.bias, x, layer.weight.T, out=y)  # cuBLAS allocates its workspace
     torch.cuda.synchronize()
 
     def enqueue(batch: int) -> None:
@@ -213,7 +216,7 @@ def test_dlpack_alone(poses: np.ndarray) -> None:
     assert torch.equal(torch.as_tensor(found, device="cuda"), refine(tensor))
 
 
-def test_memory_is_given_back(poses: np.ndarray) -> None:
+def test_memory_is_freed(poses: np.ndarray) -> None:
     tensor = torch.from_numpy(poses[:3]).cuda()
     refiner = Refiner()
 
@@ -234,9 +237,9 @@ def test_the_module_knows_this_gpu() -> None:
     assert jointbert.Refiner(backend="cuda")
 
 
-def test_the_readme_s_example_runs(poses: np.ndarray) -> None:
+def test_the_readme_example_runs(poses: np.ndarray) -> None:
     names = {"jointbert": jointbert, "joints": torch.from_numpy(poses), "array": poses}
-    exec(blocks()[2], names)
+    exec(python_block("gpu-poses"), names)
     np.testing.assert_allclose(names["better"], refine(poses), atol=0.05)
 
 

@@ -1,4 +1,4 @@
-"""refiner.cu, compiled for the host, against the torch twin in float64."""
+"""The refiner's kernels in the emulator, against the torch reference in float64."""
 
 from __future__ import annotations
 
@@ -15,23 +15,30 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from jointbert.contract import Batch, Result, Status  # noqa: E402
-from jointbert.runtimes.cuda.packing import pack  # noqa: E402
+from jointbert.runtimes.cuda.packing import KernelSizes, pack  # noqa: E402
 from jointbert.runtimes.torch import TorchBackend  # noqa: E402
 from jointbert.weights import Weights, load_weights  # noqa: E402
-from tests.cuda.conftest import meetings  # noqa: E402
+from tests.support.cuda_builds import (  # noqa: E402
+    CUDA,
+    ROOT,
+    SCHEDULES,
+    Synchronisation,
+    barrier_counts,
+    synchronisations,
+    with_droppable_synchronisations,
+)
 
-HARNESS = ("refiner_host.cpp", "refiner.cu")
-CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+HARNESS = ("refiner_host.cpp", "refiner/refiner.cu")
+KERNELS = KernelSizes(heads=8, width=128, ffn=256, features=8, outputs=4, chunks=16, inner=32, outer=128)
 PRECISIONS = {"f16": torch.float16, "bf16": torch.bfloat16}
 VARIANTS = {"cluster": 0, "grid": 1, "tiles": 2}
-SCHEDULES = {"forward": 0, "reverse": 1, "random": 2, "uneven": 3}
 NUMBERS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.float16): 2}
 INVALID, NOT_SUPPORTED = 1, 801  # cudaErrorInvalidValue, cudaErrorNotSupported
 
 
 @dataclass(frozen=True)
 class Device:
-    """What the host plays."""
+    """The emulated device."""
 
     processors: int = 132
     shared_bytes: int = 232448
@@ -57,7 +64,7 @@ def weights(random_weights: Path) -> Weights:
 
 @pytest.fixture(scope="module")
 def given(poses: np.ndarray) -> Batch:
-    """A left hand, hidden joints, stated errors and confidences, another order; of ten frames three can't be refined."""
+    """Left hands, masked joints, errors and confidences, another order; three of the ten frames can not be refined."""
     rng = np.random.default_rng(1)
     joints = poses[:10] / 10
     joints[1, 3] = np.nan
@@ -102,7 +109,7 @@ def on_host(
     def pointer(array: np.ndarray | None) -> ctypes.c_void_p | None:
         return None if array is None else ctypes.c_void_p(array.ctypes.data)
 
-    ends, chunks = pack(weights, precision)
+    ends, chunks = pack(weights, precision, KERNELS)
     count = len(batch.joints)
     order = batch.permutation.astype(np.uint8)
     out = Result(
@@ -142,7 +149,7 @@ def assert_same_bits(a: Result, b: Result) -> None:
         assert x.tobytes() == y.tobytes(), name
 
 
-def assert_equals_twin(found: Result, batch: Batch, weights: Weights, precision: str) -> None:
+def assert_equals_reference(found: Result, batch: Batch, weights: Weights, precision: str) -> None:
     """At most twice the error of torch in that precision."""
     exact = TorchBackend(weights, dtype=torch.float64).run(batch)
     torchs = TorchBackend(weights, dtype=PRECISIONS[precision]).run(batch)
@@ -158,23 +165,25 @@ def assert_equals_twin(found: Result, batch: Batch, weights: Weights, precision:
     np.testing.assert_allclose(found.chirality[good], exact.chirality[good], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_equals_the_twin(
+def test_equals_the_reference(
     library: ctypes.CDLL, weights: Weights, poses: np.ndarray, given: Batch, variant: str, precision: str
 ) -> None:
     for batch in (plain(poses[:3]), given):
-        assert_equals_twin(on_host(library, weights, batch, variant, precision), batch, weights, precision)
+        assert_equals_reference(on_host(library, weights, batch, variant, precision), batch, weights, precision)
 
 
 def test_the_shipped_weights(library: ctypes.CDLL, poses: np.ndarray) -> None:
     shipped, batch = load_weights("nyu14"), plain(poses[:2])
     found = on_host(library, shipped, batch, "cluster")
-    assert_equals_twin(found, batch, shipped, "f16")
+    assert_equals_reference(found, batch, shipped, "f16")
     exact = TorchBackend(shipped, dtype=torch.float64).run(batch)
     assert np.abs(found.joints - exact.joints).max() < 0.03  # mm
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_coordinates_of_any_type(library: ctypes.CDLL, weights: Weights, poses: np.ndarray, dtype: type) -> None:
     batch = plain((poses[:2] - poses[:2].mean(1, keepdims=True)).astype(dtype))
@@ -186,6 +195,7 @@ def test_coordinates_of_any_type(library: ctypes.CDLL, weights: Weights, poses: 
     np.testing.assert_array_equal(found.sigma, exact.sigma)
 
 
+@pytest.mark.sanitize
 def test_bfloat16_coordinates(library: ctypes.CDLL, weights: Weights, poses: np.ndarray) -> None:
     centred = torch.from_numpy(poses[:2] - poses[:2].mean(1, keepdims=True)).bfloat16()
     found = on_host(library, weights, plain(centred.view(torch.int16).numpy().view(np.float16)), "tiles", number=3)
@@ -195,9 +205,7 @@ def test_bfloat16_coordinates(library: ctypes.CDLL, weights: Weights, poses: np.
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_alone_in_a_batch_and_in_any_variant_bit_for_bit(
-    library: ctypes.CDLL, weights: Weights, given: Batch, precision: str
-) -> None:
+def test_batches_and_variants_give_the_same_bits(library: ctypes.CDLL, weights: Weights, given: Batch, precision: str) -> None:
     whole = on_host(library, weights, given, "tiles", precision)
     for variant, device in (("cluster", HOPPER), ("grid", HOPPER), ("tiles", ONE_PROCESSOR), ("cluster", Device(clusters=1))):
         assert_same_bits(on_host(library, weights, given, variant, precision, device), whole)
@@ -209,17 +217,21 @@ def test_alone_in_a_batch_and_in_any_variant_bit_for_bit(
         assert alone.sigma.tobytes() == whole.sigma[i].tobytes()
 
 
-@pytest.mark.parametrize(("schedule", "seed"), [("reverse", 0), ("random", 1), ("random", 2), ("uneven", 3)])
+@pytest.mark.parametrize(
+    ("schedule", "seed"), [("reverse", 0), ("random", 1), pytest.param("random", 2, marks=pytest.mark.full), ("uneven", 3)]
+)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_schedule_gives_the_same(
+def test_schedules_give_the_same_bits(
     library: ctypes.CDLL, weights: Weights, given: Batch, variant: str, schedule: str, seed: int
 ) -> None:
     first = on_host(library, weights, given, variant)
     assert_same_bits(first, on_host(library, weights, given, variant, schedule=schedule, seed=seed))
 
 
-@pytest.mark.parametrize("count", [1, 8, 9, 17, 40])
-def test_teams_and_tiles_that_are_not_full(library: ctypes.CDLL, weights: Weights, poses: np.ndarray, count: int) -> None:
+@pytest.mark.parametrize(
+    "count", [1, 8, pytest.param(9, marks=pytest.mark.sanitize), 17, pytest.param(40, marks=pytest.mark.full)]
+)
+def test_partly_filled_groups_and_tiles(library: ctypes.CDLL, weights: Weights, poses: np.ndarray, count: int) -> None:
     one_layer = first_layers(weights, 1)
     batch = plain(poses[:count])
     tiles = on_host(library, one_layer, batch, "tiles")
@@ -232,20 +244,20 @@ def test_teams_and_tiles_that_are_not_full(library: ctypes.CDLL, weights: Weight
         assert_same_bits(on_host(library, one_layer, batch, variant, device=device), tiles)
 
 
-def test_barriers_are_as_many_as_the_table_says(library: ctypes.CDLL, weights: Weights, poses: np.ndarray) -> None:
-    barriers = runpy.run_path(str(CUDA.parents[1] / "scripts" / "kernel_resources.py"))["barriers"]
+def test_barrier_counts_are_those_of_kernel_resources(library: ctypes.CDLL, weights: Weights, poses: np.ndarray) -> None:
+    barriers = runpy.run_path(str(ROOT / "scripts" / "kernel_resources.py"))["barriers"]
 
     def counted(variant: str) -> tuple[int, int]:
-        return meetings(library, lambda: on_host(library, weights, plain(poses[:1]), variant))
+        return barrier_counts(library, lambda: on_host(library, weights, plain(poses[:1]), variant))
 
     assert counted("tiles") == (barriers("tiles<1>", layers=2)[0], 0)
     assert counted("cluster") == (0, barriers("cluster<4>", layers=2)[0])
-    # A grid's barrier is two of each block's, around a wait in global memory.
+    # A barrier of the grid variant is two barriers of each block, around a wait in global memory.
     assert counted("grid") == (2 * 8 * barriers("grid<4>", layers=2)[0], 0)
 
 
-def test_what_is_unknown(library: ctypes.CDLL, weights: Weights, poses: np.ndarray) -> None:
-    """Confidences outside [0, 1] and errors that are not positive count as none."""
+def test_unknown_confidences_and_errors(library: ctypes.CDLL, weights: Weights, poses: np.ndarray) -> None:
+    """Confidences outside [0, 1] and errors that are not positive are unknown."""
     confidence, error = np.full((1, 14), np.nan, np.float32), np.full((1, 14), np.nan, np.float32)
     none = on_host(library, weights, plain(poses[:1]), "tiles")
     for c, e in ((np.nan, np.nan), (-0.1, 0), (1.1, -3)):
@@ -254,7 +266,8 @@ def test_what_is_unknown(library: ctypes.CDLL, weights: Weights, poses: np.ndarr
         assert_same_bits(on_host(library, weights, given, "tiles"), none)
 
 
-def test_a_device_is_asked_only_for_what_it_has(library: ctypes.CDLL, weights: Weights, poses: np.ndarray) -> None:
+@pytest.mark.sanitize
+def test_variants_that_a_device_lacks(library: ctypes.CDLL, weights: Weights, poses: np.ndarray) -> None:
     one_layer, batch = first_layers(weights, 1), plain(poses[:1])
     expected = on_host(library, one_layer, batch, "tiles")
     for device in (HOPPER, AMPERE, TURING, Device(170, 101376, 120, 12)):
@@ -280,17 +293,17 @@ def test_gelu_is_torchs(library: ctypes.CDLL) -> None:
 
 def test_weights_of_other_sizes_are_refused(weights: Weights) -> None:
     with pytest.raises(ValueError, match="width is 64; the GPU's kernels are compiled for 128"):
-        pack(replace(weights, sizes={**weights.sizes, "width": 64}), "f16")
+        pack(replace(weights, sizes={**weights.sizes, "width": 64}), "f16", KERNELS)
     large = {**weights.tensors, "layers.1.fc1.weight": weights.tensors["layers.1.fc1.weight"] * 1e6}
     with pytest.raises(ValueError, match="too large for f16, or is no number; take precision 'bf16'"):
-        pack(replace(weights, tensors=large), "f16")
-    pack(replace(weights, tensors=large), "bf16")
+        pack(replace(weights, tensors=large), "f16", KERNELS)
+    pack(replace(weights, tensors=large), "bf16", KERNELS)
 
 
-def test_bfloat16_weights_are_torchs(weights: Weights) -> None:
-    """Rounded to the nearest, ties to even; where a lane's values come from."""
+def test_bfloat16_weights_are_rounded_as_torchs(weights: Weights) -> None:
+    """To nearest, ties to even; and which values a lane holds."""
     plain_norms = {k: np.ones_like(v) if "norm" in k and k.endswith("weight") else v for k, v in weights.tensors.items()}
-    _, chunks = pack(replace(weights, tensors=plain_norms), "bf16")
+    _, chunks = pack(replace(weights, tensors=plain_norms), "bf16", KERNELS)
     words = chunks[1, 8 + 5, :16384].view(np.uint16).reshape(32, 32, 8)  # of the feed-forward columns 160 to 191
     rounded = torch.from_numpy(weights.tensors["layers.1.fc1.weight"]).bfloat16().view(torch.int16).numpy().view(np.uint16)
     for lane in (0, 13, 31):
@@ -299,44 +312,67 @@ def test_bfloat16_weights_are_torchs(weights: Weights) -> None:
         assert words[2 * 4 + 1, lane].tolist() == [row[32 + 2 * t + i] for i in (0, 1, 8, 9, 16, 17, 24, 25)]
 
 
-# Where threads, warps or blocks wait for each other or for a copy. Two places can't be proven needed here: all blocks have
-# begun before the first write to another one's shared memory, and lanes that parted do no harm to a product.
-NOT_PROVEN = ("one that has not begun.\n    team.barrier();", "__syncwarp();     // lanes may have parted")
+FILES = ("common/cluster.cuh", "refiner/chunk.cuh", "refiner/pose.cuh", "refiner/split.cuh", "refiner/tiles.cuh")
+SYNCHRONISATIONS = synchronisations(*FILES)
+# Two can't be shown to be needed here: all emulated blocks have started before the first write to another one's shared memory,
+# and lanes that diverged do no harm to a product.
+NOT_SHOWN = ("group.barrier();", "__syncwarp();")
 
 
-def waits(file: str) -> list[tuple[str, int, str]]:
-    """File, place and text of each."""
-    text = (CUDA / file).read_text()
-    places = [text.index(place) for place in NOT_PROVEN if place in text]
-    found = re.finditer(r"__sync(?:threads|warp)\(\);|team\.barrier\(\);|wait_copies<[^>]*>\(\);", text)
-    return [(file, m.start(), m.group()) for m in found if not any(0 <= m.start() - at < 40 for at in places)]
+def is_shown(place: Synchronisation) -> bool:
+    lines = (CUDA / place.file).read_text().splitlines()[place.line - 2 : place.line]
+    return not any("only once that block has started" in line or "may have diverged" in line for line in lines)
 
 
-WAITS = waits("refiner.cu") + waits("warp.cuh")
+SHOWN = [i for i, place in enumerate(SYNCHRONISATIONS) if is_shown(place)]
 
 
-def test_every_wait_but_two_is_tried() -> None:
-    written = re.findall(r"__sync\w+\(|team\.barrier\(|wait_copies<", (CUDA / "refiner.cu").read_text())
-    assert len([w for w in WAITS if w[0] == "refiner.cu"]) == len(written) - len(NOT_PROVEN)
-    assert [w[2] for w in WAITS if w[0] == "warp.cuh"] == ["__syncthreads();"] * 2  # of a grid's barrier
+def test_all_synchronisations_but_two_are_tried() -> None:
+    written = r"__sync\w+\(|group\.barrier\(|cp_async_wait_group<"
+    files = [file for folder in ("common", "refiner") for file in (CUDA / folder).glob("*.cu*")]
+    count = sum(len(re.findall(written, file.read_text())) for file in files)
+    assert len(SYNCHRONISATIONS) == count
+    assert tuple(s.text for i, s in enumerate(SYNCHRONISATIONS) if i not in SHOWN) == NOT_SHOWN[::-1]
 
 
-@pytest.mark.parametrize("index", range(len(WAITS)))
-def test_a_dropped_wait_is_caught(
-    build_for_host: Callable[..., ctypes.CDLL], weights: Weights, poses: np.ndarray, index: int
+@pytest.fixture(scope="module")
+def droppable(build_for_host: Callable[..., ctypes.CDLL], tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels, with synchronisations that can be left out."""
+    return build_for_host(*HARNESS, with_droppable_synchronisations(tmp_path_factory.mktemp("droppable"), *FILES))
+
+
+@pytest.fixture(scope="module")
+def exact(weights: Weights, poses: np.ndarray) -> Result:
+    return TorchBackend(weights, dtype=torch.float64).run(plain(poses[:10]))
+
+
+@pytest.mark.parametrize("index", SHOWN, ids=lambda i: str(SYNCHRONISATIONS[i]))
+def test_every_synchronisation_is_needed(
+    droppable: ctypes.CDLL, weights: Weights, poses: np.ndarray, exact: Result, index: int
 ) -> None:
-    """Each of the file's waits is needed, and this harness can fail."""
-    file, start, text = WAITS[index]
-    broken = build_for_host(*HARNESS, lambda source: source[:start] + source[start + len(text) :], file)
+    """Without it some schedule gives a wrong result, which shows that this harness can fail."""
     batch = plain(poses[:10])
-    exact = TorchBackend(weights, dtype=torch.float64).run(batch)
+    variants = {"tiles.cuh": ("tiles",), "split.cuh": ("cluster", "grid"), "cluster.cuh": ("grid",)}
+    file = Path(SYNCHRONISATIONS[index].file).name
 
     def is_wrong(variant: str, schedule: str) -> bool:
         try:
-            found = on_host(broken, weights, batch, variant, schedule=schedule, seed=1)
+            found = on_host(droppable, weights, batch, variant, schedule=schedule, seed=1)
         except RuntimeError:
             return True
         close = np.allclose(found.joints, exact.joints, atol=0.5) and np.allclose(found.sigma, exact.sigma, rtol=0.1)
         return not close
 
-    assert any(is_wrong(variant, schedule) for variant in VARIANTS for schedule in SCHEDULES)
+    droppable.host_drop_synchronisation(index)
+    try:
+        assert any(is_wrong(variant, schedule) for variant in variants.get(file, VARIANTS) for schedule in SCHEDULES)
+    finally:
+        droppable.host_drop_synchronisation(-1)
+
+
+def test_with_all_synchronisations_it_is_right(
+    droppable: ctypes.CDLL, weights: Weights, poses: np.ndarray, exact: Result
+) -> None:
+    for variant in VARIANTS:
+        found = on_host(droppable, weights, plain(poses[:10]), variant)
+        np.testing.assert_allclose(found.joints, exact.joints, atol=0.5)

@@ -103,11 +103,11 @@ def test_derivatives_that_the_operators_lack_are_the_reference_s(mode: str) -> N
         found = operators.soft_argmax_depth(x, weight, bias, mode, 5.0)  # type: ignore[arg-type]
         return operators.soft_argmax(x, mode, 5.0).confidence, found.uv, found.confidence, found.depth  # type: ignore[arg-type]
 
-    def twin(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def reference(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         uv, confidence, _ = soft_argmax(x, mode, 5.0)  # type: ignore[arg-type]
         return confidence, uv, confidence, torch.nn.functional.linear(x.flatten(1), weight, bias)
 
-    for a, b in zip(torch.func.jvp(mine, (maps,), (direction,)), torch.func.jvp(twin, (maps,), (direction,)), strict=True):
+    for a, b in zip(torch.func.jvp(mine, (maps,), (direction,)), torch.func.jvp(reference, (maps,), (direction,)), strict=True):
         for found, expected in zip(a, b, strict=True):
             torch.testing.assert_close(found, expected)
     assert torch.func.jvp(mine, (maps,), (direction,))[1][0].abs().max() > 0.01

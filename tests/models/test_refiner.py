@@ -46,7 +46,7 @@ def test_features_of_a_pose_by_hand() -> None:
     output = torch.zeros(1, 14, 4)
     output[..., 0] = 0.5
     refined, sigma = decode(joints, observed, mean, output)
-    assert refined[0, :3, 0].tolist() == [180, 60, 50]  # a hidden joint starts from the mean
+    assert refined[0, :3, 0].tolist() == [180, 60, 50]  # a masked joint starts from the mean
     assert (sigma == 100).all()
 
 
@@ -89,24 +89,26 @@ def test_attention_is_equation_3_1() -> None:
     """One layer against torch's own encoder layer, pre-normalised, with the same weights."""
     model = JointRefiner(RefinerConfig(layers=1)).double().eval()
     layer = model.layers[0]
-    twin = torch.nn.TransformerEncoderLayer(128, 8, 256, 0.0, "gelu", batch_first=True, norm_first=True, dtype=torch.float64)
+    reference = torch.nn.TransformerEncoderLayer(
+        128, 8, 256, 0.0, "gelu", batch_first=True, norm_first=True, dtype=torch.float64
+    )
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(std=0.2)
-        twin.self_attn.in_proj_weight.copy_(layer.qkv.weight)
-        twin.self_attn.in_proj_bias.copy_(layer.qkv.bias)
-        twin.self_attn.out_proj.weight.copy_(layer.proj.weight)
-        twin.self_attn.out_proj.bias.copy_(layer.proj.bias)
+        reference.self_attn.in_proj_weight.copy_(layer.qkv.weight)
+        reference.self_attn.in_proj_bias.copy_(layer.qkv.bias)
+        reference.self_attn.out_proj.weight.copy_(layer.proj.weight)
+        reference.self_attn.out_proj.bias.copy_(layer.proj.bias)
         for mine, theirs in (
-            (layer.fc1, twin.linear1),
-            (layer.fc2, twin.linear2),
-            (layer.norm1, twin.norm1),
-            (layer.norm2, twin.norm2),
+            (layer.fc1, reference.linear1),
+            (layer.fc2, reference.linear2),
+            (layer.norm1, reference.norm1),
+            (layer.norm2, reference.norm2),
         ):
             theirs.weight.copy_(mine.weight)
             theirs.bias.copy_(mine.bias)
     x = torch.randn(2, 14, 128, dtype=torch.float64)
-    torch.testing.assert_close(layer(x), twin.train()(x))
+    torch.testing.assert_close(layer(x), reference.train()(x))
 
 
 def test_save_and_load(tmp_path: Path, random_weights: Path) -> None:

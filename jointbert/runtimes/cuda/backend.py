@@ -15,8 +15,8 @@ from jointbert.cuda.arrays import DeviceArray, Library
 from jointbert.cuda.graph_session import GraphSession
 from jointbert.cuda.module import call, load_module
 from jointbert.inputs.poses import RefineOptions
-from jointbert.runtimes.cuda.packing import PRECISIONS, pack
-from jointbert.runtimes.cuda.poses import NUMBERS, DeviceBatch, DeviceResult
+from jointbert.runtimes.cuda.packing import PRECISIONS, KernelSizes, pack
+from jointbert.runtimes.cuda.poses import DeviceBatch, DeviceResult
 from jointbert.runtimes.cuda.user_arrays import refine_arrays
 
 
@@ -55,7 +55,7 @@ class CudaBackend:
         if not 0 <= device < count:
             raise ValueError(f"device: got {device}; expected a GPU's number, 0 to {count - 1} here")
         self._process = os.getpid()
-        self._packed = pack(weights, precision)
+        self._packed = pack(weights, precision, KernelSizes.of(self._module))
         self.layers, self.precision, self.device = weights.sizes["layers"], precision, device
         self._refiners: dict[int, Any] = {}
         self._sessions: OrderedDict[tuple[Any, ...], GraphSession] = OrderedDict()
@@ -70,7 +70,7 @@ class CudaBackend:
         with self._lock:
             if device not in self._refiners:
                 ends, chunks = (x.reshape(-1).view(np.uint8) for x in self._packed)
-                code = PRECISIONS.index(self.precision)
+                code = self._module.PRECISIONS[self.precision]
                 made = call(self._module.Refiner, ends, chunks, self.layers, code, device)
                 call(made.measure, self.measured_sizes)
                 self._refiners[device] = made
@@ -92,7 +92,7 @@ class CudaBackend:
         call(
             self.refiner(batch.joints.device).run,
             batch.joints.address,
-            NUMBERS[batch.joints.dtype],
+            self._module.NUMBERS[batch.joints.dtype],
             batch.joints.shape[0],
             batch.permutation.tolist(),
             batch.mm_per_unit,

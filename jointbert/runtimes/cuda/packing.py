@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jointbert.contract import Weights
 
 PRECISIONS = ("f16", "bf16")
-"""Types of the weights and of the products' factors, the default first."""
-CHUNKS = 16
-"""Chunks of a layer's weights: one for each of 8 heads, and 8 of 32 columns of the feed-forward network each."""
-_INNER, _OUTER = 32, 128
-_SIZES = {"heads": 8, "width": 128, "ffn": 256, "features": 8, "outputs": 4}
+"""Of the weights and of the products' factors, the default first."""
 
 
-def compiled_for(sizes: Mapping[str, int]) -> bool:
-    """Whether the kernels can run a refiner of these sizes. The number of layers is free."""
-    return all(sizes[key] == size for key, size in _SIZES.items())
+class KernelSizes(NamedTuple):
+    """Sizes that the kernels are compiled for, as the module states them."""
+
+    heads: int
+    width: int
+    ffn: int
+    features: int
+    outputs: int
+    chunks: int
+    """Parts of a layer's weights: one a head, then as many parts of the feed-forward network."""
+    inner: int
+    """Inner biases of a chunk, and columns of the feed-forward network in one."""
+    outer: int
+    """Output biases of a chunk."""
+
+    @classmethod
+    def of(cls, module: Any) -> KernelSizes:
+        """Those of ``jointbert._cuda``."""
+        network = (module.HEADS, module.WIDTH, module.FFN, module.FEATURES, module.OUTPUTS)
+        return cls(*network, module.CHUNKS, module.CHUNK_INNER, module.CHUNK_OUTER)
+
+    def misfit(self, sizes: Mapping[str, int]) -> str | None:
+        """The name of a size of a network that the kernels do not run; of layers they take any number."""
+        return next((key for key in ("heads", "width", "ffn", "features", "outputs") if sizes[key] != getattr(self, key)), None)
 
 
-def pack(weights: Weights, precision: str) -> tuple[np.ndarray, np.ndarray]:
-    """Packs weights into ``Ends`` and ``Chunk`` of ``csrc/cuda/refiner.h``.
+def pack(weights: Weights, precision: str, kernels: KernelSizes) -> tuple[np.ndarray, np.ndarray]:
+    """The weights as the kernels read them: ``csrc/cuda/refiner/refiner.h``'s ``Ends`` and ``Chunk``.
 
     LayerNorm's scale and shift, and the attention's scale (for a softmax with powers of 2), are folded into the following
     linear layers before these are rounded. The keys' bias is left out, because it adds the same number to all scores of a row,
@@ -34,49 +52,51 @@ def pack(weights: Weights, precision: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: weights of other sizes, or a value outside the precision's range.
     """
-    for key, size in _SIZES.items():
-        if weights.sizes[key] != size:
-            raise ValueError(f"weights: {key} is {weights.sizes[key]}; the GPU's kernels are compiled for {size}")
+    key = kernels.misfit(weights.sizes)
+    if key is not None:
+        raise ValueError(f"weights: {key} is {weights.sizes[key]}; the GPU's kernels are compiled for {getattr(kernels, key)}")
     w = {name: value.astype(np.float64) for name, value in weights.tensors.items()}
     head, bias = _fold_norm(w["head.weight"], w["head.bias"], w["norm.weight"], w["norm.bias"])
     joints = w["joint_embedding"]
     parts = [w["embed.weight"].T, joints + w["embed.bias"], joints + w["mask"], head, bias, w["observed_gain"], np.zeros(3)]
     ends = _convert_finite(np.concatenate([part.ravel() for part in parts]), np.float32, "f32")
     layers = [
-        _pack_layer({k.removeprefix(f"layers.{i}."): v for k, v in w.items()}, precision)
+        _pack_layer({k.removeprefix(f"layers.{i}."): v for k, v in w.items()}, precision, kernels)
         for i in range(weights.sizes["layers"])
     ]
     return ends, np.stack(layers)
 
 
-def _pack_layer(w: dict[str, np.ndarray], precision: str) -> np.ndarray:
+def _pack_layer(w: dict[str, np.ndarray], precision: str, kernels: KernelSizes) -> np.ndarray:
+    heads, width, columns = kernels.heads, kernels.width, kernels.inner
+    dims = width // heads
     qkv, qkv_bias = _fold_norm(w["qkv.weight"], w["qkv.bias"], w["norm1.weight"], w["norm1.bias"])
     up, up_bias = _fold_norm(w["fc1.weight"], w["fc1.bias"], w["norm2.weight"], w["norm2.bias"])
-    query, key, value = qkv.reshape(3, 8, 16, 128)
-    scale = 0.25 * np.log2(np.e)
+    query, key, value = qkv.reshape(3, heads, dims, width)
+    scale = dims**-0.5 * np.log2(np.e)
     proj = w["proj.weight"]
-    outer = np.zeros((CHUNKS, _OUTER))
-    outer[0] = w["proj.bias"] + proj @ qkv_bias[256:]
-    outer[8] = w["fc2.bias"]
-    inner = np.zeros((CHUNKS, _INNER))
-    inner[:8, :16] = scale * qkv_bias[:128].reshape(8, 16)
-    inner[8:] = up_bias.reshape(8, 32)
+    outer = np.zeros((kernels.chunks, kernels.outer))
+    outer[0] = w["proj.bias"] + proj @ qkv_bias[2 * width :]
+    outer[heads] = w["fc2.bias"]
+    inner = np.zeros((kernels.chunks, columns))
+    inner[:heads, :dims] = scale * qkv_bias[:width].reshape(heads, dims)
+    inner[heads:] = up_bias.reshape(-1, columns)
     chunks = []
-    for h in range(8):
-        to_proj = _b_fragments(proj[:, 16 * h : 16 * h + 16])  # [16 tiles, 1 step, ...]: each lane reads 16 bytes, two tiles
+    for h in range(heads):
+        to_proj = _fragment_b(proj[:, dims * h : dims * (h + 1)])  # [16 tiles, 1 step, ...]: two tiles a lane's 16 bytes
         chunks.append(
             [
-                _join_pairs(_b_fragments(scale * query[h])),
-                _join_pairs(_b_fragments(key[h])),
-                _a_fragments(value[h]),
+                _join_pairs(_fragment_b(scale * query[h])),
+                _join_pairs(_fragment_b(key[h])),
+                _fragment_a(value[h]),
                 _join_pairs(to_proj.swapaxes(0, 1)),
             ]
         )
-    for c in range(8):
-        columns = slice(32 * c, 32 * c + 32)
-        chunks.append([_join_pairs(_b_fragments(up[columns])), _join_pairs(_b_fragments(w["fc2.weight"][:, columns]))])
+    for c in range(kernels.chunks - heads):
+        part = slice(columns * c, columns * (c + 1))
+        chunks.append([_join_pairs(_fragment_b(up[part])), _join_pairs(_fragment_b(w["fc2.weight"][:, part]))])
     matrices = np.stack([np.concatenate([part.reshape(-1, 32, 8) for part in chunk]) for chunk in chunks])
-    sixteen = _round_to(matrices, precision).reshape(CHUNKS, -1).view(np.uint8)
+    sixteen = _round_to(matrices, precision).reshape(kernels.chunks, -1).view(np.uint8)
     return np.concatenate([sixteen, _convert_finite(np.concatenate([inner, outer], 1), np.float32, "f32").view(np.uint8)], 1)
 
 
@@ -85,8 +105,8 @@ def _fold_norm(weight: np.ndarray, bias: np.ndarray, scale: np.ndarray, shift: n
     return weight * scale, bias + weight @ shift
 
 
-def _b_fragments(weight: np.ndarray) -> np.ndarray:
-    """A torch Linear's weight ``(N, K)`` as B fragments of tensor cores: ``(N / 8, K / 16, 32 lanes, 4 values)``."""
+def _fragment_b(weight: np.ndarray) -> np.ndarray:
+    """``(N, K)`` of a torch Linear as B fragments of ``csrc/cuda/common/mma.cuh``: ``(N / 8, K / 16, 32 lanes, 4 values)``."""
     n, k = weight.shape
     tiles = weight.reshape(n // 8, 8, k // 16, 2, 4, 2)  # tile, g, step, word, t, half
     return tiles.transpose(0, 2, 1, 4, 3, 5).reshape(n // 8, k // 16, 32, 4)
@@ -98,8 +118,8 @@ def _join_pairs(tiles: np.ndarray) -> np.ndarray:
     return tiles.reshape(a, b // 2, 2, 32, 4).swapaxes(2, 3).reshape(a, b // 2, 32, 8)
 
 
-def _a_fragments(matrix: np.ndarray) -> np.ndarray:
-    """A matrix ``(16, K)`` as A fragments of tensor cores: ``(K / 16, 32 lanes, 8 values)``."""
+def _fragment_a(matrix: np.ndarray) -> np.ndarray:
+    """``(16, K)`` as A fragments: ``(K / 16, 32 lanes, 8 values)``."""
     tiles = matrix.reshape(2, 8, -1, 2, 4, 2)  # row's half, g, step, column's half, t, half of a word
     return tiles.transpose(2, 1, 4, 3, 0, 5).reshape(-1, 32, 8)
 

@@ -8,9 +8,6 @@ import numpy as np
 
 from jointbert.cuda.arrays import DeviceArray
 
-NUMBERS = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
-"""Types of coordinates, with their codes in ``csrc/cuda/refiner.h``."""
-
 
 @dataclass(frozen=True)
 class DeviceBatch:
