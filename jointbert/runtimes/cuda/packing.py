@@ -11,11 +11,11 @@ from jointbert.contract import Weights
 from jointbert.contract.layout import NUM_JOINTS
 
 PRECISIONS = ("f16", "bf16")
-"""Of the weights and of the products' factors, the default first."""
+"""Types of the weights and of the products' factors, the default first."""
 
 
 class KernelSizes(NamedTuple):
-    """Sizes that the kernels are compiled for, as the module states them."""
+    """Sizes for which the kernels are compiled."""
 
     heads: int
     width: int
@@ -23,27 +23,27 @@ class KernelSizes(NamedTuple):
     features: int
     outputs: int
     chunks: int
-    """Parts of a layer's weights: one a head, then as many parts of the feed-forward network."""
+    """Chunks of a layer's weights: one for each head, then as many for the feed-forward network."""
     inner: int
-    """Inner biases of a chunk, and columns of the feed-forward network in one."""
+    """Inner biases of a chunk, and columns of the feed-forward network in a chunk."""
     outer: int
     """Output biases of a chunk."""
 
     @classmethod
     def of(cls, module: Any) -> KernelSizes:
-        """Those of ``jointbert._cuda``."""
+        """The sizes that the native module states."""
         if module.NUM_JOINTS != NUM_JOINTS:
             raise ImportError(f"jointbert._cuda is compiled for {module.NUM_JOINTS} joints; this version needs {NUM_JOINTS}")
         network = (module.HEADS, module.WIDTH, module.FFN, module.FEATURES, module.OUTPUTS)
         return cls(*network, module.CHUNKS, module.CHUNK_INNER, module.CHUNK_OUTER)
 
     def misfit(self, sizes: Mapping[str, int]) -> str | None:
-        """The name of a size of a network that the kernels do not run; of layers they take any number."""
+        """The name of a size that the kernels do not support, or None. The number of layers is free."""
         return next((key for key in ("heads", "width", "ffn", "features", "outputs") if sizes[key] != getattr(self, key)), None)
 
 
 def pack(weights: Weights, precision: str, kernels: KernelSizes) -> tuple[np.ndarray, np.ndarray]:
-    """The weights as the kernels read them: ``csrc/cuda/refiner/refiner.h``'s ``Ends`` and ``Chunk``.
+    """Packs weights into ``Ends`` and ``Chunk`` of ``csrc/cuda/refiner/refiner.h``.
 
     LayerNorm's scale and shift, and the attention's scale (for a softmax with powers of 2), are folded into the following
     linear layers before these are rounded. The keys' bias is left out, because it adds the same number to all scores of a row,
@@ -86,7 +86,9 @@ def _pack_layer(w: dict[str, np.ndarray], precision: str, kernels: KernelSizes) 
     inner[heads:] = up_bias.reshape(-1, columns)
     chunks = []
     for h in range(heads):
-        to_proj = _fragment_b(proj[:, dims * h : dims * (h + 1)])  # [16 tiles, 1 step, ...]: two tiles a lane's 16 bytes
+        to_proj = _fragment_b(
+            proj[:, dims * h : dims * (h + 1)]
+        )  # [16 tiles, 1 step, ...]: each lane reads 16 bytes, two tiles
         chunks.append(
             [
                 _join_pairs(_fragment_b(scale * query[h])),
