@@ -28,7 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("commit", max_examples=40, deadline=None)
     hypothesis.settings.register_profile("full", max_examples=400, deadline=None)
-    hypothesis.settings.load_profile("full" if config.getoption("--full") else "commit")
+    hypothesis.settings.register_profile("sanitize", max_examples=15, deadline=None)  # by scripts/sanitize.sh: slow
+    chosen = "full" if config.getoption("--full") else "sanitize" if "SANITIZED_BUILD" in os.environ else "commit"
+    hypothesis.settings.load_profile(chosen)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import runpy
 from collections.abc import Callable
@@ -59,7 +60,8 @@ def library(build_for_host: Callable[..., ctypes.CDLL]) -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def weights(random_weights: Path) -> Weights:
-    return first_layers(load_weights(random_weights), 2)
+    # Under the sanitizers one layer: its 16 chunks already go through all stages of the tiles' ring.
+    return first_layers(load_weights(random_weights), 1 if os.environ.get("JOINTBERT_HOST_FLAGS") else 2)
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +167,17 @@ def assert_equals_reference(found: Result, batch: Batch, weights: Weights, preci
     np.testing.assert_allclose(found.chirality[good], exact.chirality[good], rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.sanitize
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "precision"),
+    [
+        pytest.param("cluster", "f16", marks=pytest.mark.sanitize),
+        pytest.param("grid", "f16", marks=pytest.mark.sanitize),
+        pytest.param("tiles", "f16", marks=pytest.mark.sanitize),
+        pytest.param("tiles", "bf16", marks=pytest.mark.sanitize),
+        ("cluster", "bf16"),
+        ("grid", "bf16"),
+    ],
+)
 def test_equals_the_reference(
     library: ctypes.CDLL, weights: Weights, poses: np.ndarray, given: Batch, variant: str, precision: str
 ) -> None:
