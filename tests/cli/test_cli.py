@@ -186,6 +186,13 @@ def test_bench_times_what_is_there(tmp_path: Path) -> None:
         (("refine", "in.txt", "out.txt", "--colour", "red"), "--colour"),
         (("improve", "in.txt"), "improve"),
         (("info", "--weights", "x.safetensors"), "there is no file"),
+        (("evaluate", "in.txt", "--groundtruth", "in.txt", "--format", "xyz", "--sequence"), "--sequence: without --refine"),
+        (
+            ("evaluate", "in.txt", "--groundtruth", "in.txt", "--format", "xyz", "--error-mm", "3"),
+            "--error-mm: without --refine",
+        ),
+        (("demo", "--frame", "3"), "--frame: without --picture"),
+        (("export", "x.onnx", "--weights", "nyu14", "--estimator", "x.safetensors"), "--weights: an estimator's file holds"),
     ],
 )
 def test_errors_are_one_sentence(
@@ -245,3 +252,20 @@ def test_nothing_given_is_help() -> None:
     assert result.stdout.count("\n") > 10
     assert "evaluate" in result.stdout
     assert not result.stderr
+
+
+def test_a_warning_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """However many calls warn: bench makes thousands."""
+    from jointbert.cli.common import one_sentence
+
+    with one_sentence():
+        for _ in range(3):
+            jointbert.refine(jointbert.load_demo().predictions[:2] / 1000)
+    assert capsys.readouterr().err.count("Warning: joints: ") == 1
+
+
+def test_every_backend_stands_in_the_help() -> None:
+    text = " ".join(run("refine", "--help").stdout.split())
+    for name in BACKENDS:
+        assert name in text
+    assert "| `native`" in run("info", "--capabilities").stdout

@@ -13,12 +13,14 @@ image = pytest.importorskip("PIL.Image")
 from jointbert import JOINT_NAMES  # noqa: E402
 from jointbert.evaluation.figures import (  # noqa: E402
     attention_figure,
+    draw_hand,
     joint_errors_figure,
     save_attention,
     save_attention_layers,
     save_estimate,
     save_joint_errors,
 )
+from jointbert.skeletons import PalmFrame, Skeleton  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +110,22 @@ def test_what_can_t_be_drawn_is_said(tmp_path: Path, draw: Any, given: Any, mess
     with pytest.raises(ValueError, match=message):
         draw(tmp_path / "x.png", given)
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_hand_of_any_skeleton_can_be_drawn() -> None:
+    two = Skeleton(
+        name="two",
+        names=("tip", "palm"),
+        parents=(1, -1),
+        bones=((0, 1),),
+        rigid_bones=((0, 1),),
+        fingers={f"finger {i}": (0,) for i in range(7)},  # more than there are colours
+        palm=(1,),
+        palm_frame=PalmFrame(across=(0, 1), up=((0,), (1,)), curl=((0, 1),), thumb=(0, 1)),
+        anatomy=("A tip.", "A palm."),
+    )
+    _, axes = pyplot.subplots()
+    draw_hand(axes, np.array([[0.0, 0, 0], [0, 50, 0]]), skeleton=two)
+    assert sum(len(line.get_xdata()) == 2 for line in axes.lines) == 7
+    with pytest.raises(ValueError, match=r"joints: got the shape \(14, 3\); expected \(2, 3\) for two"):
+        draw_hand(axes, np.zeros((14, 3)), skeleton=two)
