@@ -38,7 +38,7 @@ class Refiner:
             mm_per_unit: millimetres in the user's unit.
             mirror: ``(N,)`` bool, left hands; None: none.
             visible: ``(N, 14)`` bool, user's order; None: all.
-            confidence: ``(N, 14)`` float32, user's order; NaN or None: unknown.
+            confidence: ``(N, 14)`` float32, user's order; None, NaN and what lies outside [0, 1]: unknown.
             error_mm: ``(N, 14)`` float32 in millimetres, user's order; NaN or None: unknown.
             threads: at most so many work on the batch; the result does not depend on it.
 

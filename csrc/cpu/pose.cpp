@@ -70,7 +70,7 @@ Status encode(const Poses<T>& poses, std::size_t index, CanonicalPose& pose, flo
             feature[i] = float(centred / kScaleMm);
         }
         feature[3] = 1;
-        if (poses.confidence && std::isfinite(poses.confidence[at])) {
+        if (poses.confidence && poses.confidence[at] >= 0 && poses.confidence[at] <= 1) {
             feature[4] = poses.confidence[at];
             feature[5] = 1;
         }

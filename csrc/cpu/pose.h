@@ -22,7 +22,7 @@ struct Poses {
     double mm_per_unit;
     const std::uint8_t* mirror;   // [count]
     const std::uint8_t* visible;  // [count, 14]
-    const float* confidence;      // [count, 14]
+    const float* confidence;      // [count, 14]; unknown outside [0, 1]
     const float* error_mm;        // [count, 14]
 };
 

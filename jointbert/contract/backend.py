@@ -77,7 +77,7 @@ class Batch:
     mm_per_unit: float
     mirror: np.ndarray | None  # (N,) bool: True for left hands, whose x is negated before and after refinement
     visible: np.ndarray | None  # (N, 14) bool, user's order; False: missing
-    confidence: np.ndarray | None  # (N, 14) float32, user's order; NaN: unknown
+    confidence: np.ndarray | None  # (N, 14) float32, user's order; NaN or outside [0, 1]: unknown
     error_mm: np.ndarray | None  # (N, 14) float32, user's order; NaN: unknown
 
     def rows(self, start: int, stop: int) -> Batch:

@@ -159,7 +159,7 @@ def encode(joints: Tensor, observed: Tensor, confidence: Tensor, error_mm: Tenso
     Args:
         joints: ``(B, 14, 3)`` in millimetres, canonical order, right hand.
         observed: ``(B, 14)`` bool; at least one joint of each pose.
-        confidence: ``(B, 14)`` in [0, 1]; NaN where unknown.
+        confidence: ``(B, 14)`` in [0, 1]; NaN, and what lies outside, is unknown.
         error_mm: ``(B, 14)`` expected joint error; NaN where unknown.
 
     Returns:
@@ -169,7 +169,7 @@ def encode(joints: Tensor, observed: Tensor, confidence: Tensor, error_mm: Tenso
     seen = observed.unsqueeze(-1)
     mean = torch.where(seen, joints, 0).sum(-2, keepdim=True) / seen.sum(-2, keepdim=True)
     xyz = torch.where(seen, (joints - mean) / SCALE_MM, 0)
-    confidence_known = observed & confidence.isfinite()
+    confidence_known = observed & (confidence >= 0) & (confidence <= 1)
     error_known = observed & error_mm.isfinite()
     features = [
         xyz,

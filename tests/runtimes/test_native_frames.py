@@ -118,3 +118,16 @@ def shared_native(isa: str) -> NativeBackend:
 @cache
 def shared_reference() -> TorchBackend:
     return TorchBackend(random_weights(2), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("beyond", [-0.01, 1.01, 1.2742336e38, -np.inf, np.inf])
+def test_a_confidence_outside_0_to_1_is_unknown(beyond: float) -> None:
+    joints = hands(2)
+    confidence = np.full((2, 14), 0.5, np.float32)
+    confidence[:, 3] = np.nan
+    expected = shared_native(ISAS[0]).run(make_batch(joints, confidence=confidence))
+    confidence[:, 3] = beyond
+    for runtime in (shared_reference(), *map(shared_native, ISAS)):
+        found = runtime.run(make_batch(joints, confidence=confidence))
+        np.testing.assert_allclose(found.joints, expected.joints, atol=1e-3)
+        np.testing.assert_allclose(found.sigma, expected.sigma, rtol=1e-4)
