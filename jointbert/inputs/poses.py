@@ -61,5 +61,6 @@ def prepare(joints: Any, options: PoseOptions) -> PreparedPoses:
 
 def check_flags(options: RefineOptions) -> None:
     """Raises TypeError if an option that switches something on is no bool."""
-    for flag in ("sequence", "check", "return_details"):
-        check_flag(flag, getattr(options, flag))
+    check_flag("sequence", options.sequence)
+    check_flag("check", options.check)
+    check_flag("return_details", options.return_details)
