@@ -191,10 +191,10 @@ def choose_precision(precision: str, specs: dict[str, RuntimeSpec]) -> str:
     Raises:
         ValueError: none of them has it; the message lists their precisions.
     """
-    known = {name: None for spec in specs.values() for name in spec.precisions if name != FILE_PRECISION}
-    if isinstance(precision, str) and (precision == "auto" or precision in known):
+    known = [name for spec in specs.values() for name in spec.precisions if name != FILE_PRECISION]
+    if isinstance(precision, str) and precision in ("auto", *known):
         return precision
-    have = "; ".join(f"{spec.name}: {describe_precisions(spec)}" for spec in {s.name: s for s in specs.values()}.values())
+    have = "; ".join(dict.fromkeys(f"{spec.name}: {describe_precisions(spec)}" for spec in specs.values()))
     raise ValueError(f"precision: got {precision!r}; expected 'auto' or what the backend has ({have})")
 
 
