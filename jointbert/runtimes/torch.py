@@ -37,7 +37,7 @@ class TorchBackend:
         parts = [self._run(batch, slice(i, i + self.chunk)) for i in range(0, len(batch.joints), self.chunk)]
         if not parts:
             parts = [self._run(batch, slice(0, 0))]
-        return Result(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return Result.joined([Result(*part) for part in parts])
 
     @torch.inference_mode()
     def _run(self, batch: Batch, rows: slice) -> tuple[np.ndarray, ...]:
