@@ -150,8 +150,7 @@ class CudaBackend:
         if not parts:
             none = np.empty(0, np.float32)
             return Result(batch.joints, np.empty((0, NUM_JOINTS), np.float32), np.empty(0, np.uint8), none, none)
-        names = ("joints", "sigma", "status", "size_mm", "chirality")
-        return Result(**{name: np.concatenate([part[name] for part in parts]) for name in names})
+        return Result.joined([Result(**part) for part in parts])
 
     def _replay(self, batch: Batch, rows: slice) -> dict[str, np.ndarray]:
         count = rows.stop - rows.start
